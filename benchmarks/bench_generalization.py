@@ -1,0 +1,74 @@
+"""The grid: each case trains in a worker, and its record must keep to the thresholds.
+
+    pytest benchmarks [--protocol NAME] [--architectures …] [--optimizers …] [--seeds …]
+
+The time that pytest-benchmark shows for a case is the training time that its worker measured, not
+the time that the test waited.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from flatbench import gate
+from flatbench.cases import Case
+from flatbench.record import Record
+
+
+class TrainingClock:
+    """A timer that goes on by what is added to it; what pytest-benchmark's marker takes."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+clock = TrainingClock()
+
+
+@pytest.mark.benchmark(group="generalization", timer=clock)
+def test_generalization(
+    benchmark: BenchmarkFixture,
+    grid_case: Case,
+    record_of: Callable[[Case], Record],
+    thresholds: gate.Thresholds | None,
+) -> None:
+    def train() -> Record:
+        record = record_of(grid_case)
+        clock.now += record.seconds or 0.0
+        return record
+
+    record: Record = benchmark.pedantic(train, rounds=1)  # type: ignore[no-untyped-call]
+    benchmark.extra_info["record"] = record.to_json()
+    if record.status != "completed":
+        pytest.fail(f"{record.id}: {record.reason}", pytrace=False)
+    if thresholds is not None:
+        _fail_with(gate.check_case(record, thresholds))
+
+
+def test_sam_against_base(
+    sam_pair: tuple[str, str],
+    finished_records: list[Record],
+    thresholds: gate.Thresholds | None,
+) -> None:
+    """The mean difference SAM − base over the seeds is positive where the baseline says so."""
+    if thresholds is None:
+        pytest.skip("no thresholds: no baseline says what to expect")
+    architecture, sam = sam_pair
+    base = sam.rpartition("+")[0]
+    cell = [r for r in finished_records if r.architecture == architecture]
+    pair = [r for r in cell if r.optimizer in (sam, base)]
+    seeds = [{r.seed for r in pair if r.optimizer == name} for name in (sam, base)]
+    if not seeds[0] & seeds[1]:
+        pytest.skip(f"no seed of both {sam} and {base} was selected")
+    _fail_with(gate.check_pairs(pair, thresholds))
+
+
+def _fail_with(failures: list[str]) -> None:
+    if failures:
+        pytest.fail("\n".join(failures), pytrace=False)

@@ -1,0 +1,84 @@
+"""Cases: one training run each, and the grid of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from flatbench.errors import UsageError
+from flatbench.protocol import Optimizer, Protocol
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One training run: a cell of the table and a seed."""
+
+    protocol: Protocol
+    architecture: str
+    optimizer: str
+    seed: int
+
+    @property
+    def id(self) -> str:
+        """For example "digits/resnet18/adam+sam/seed0"."""
+        return f"{self.protocol.name}/{self.architecture}/{self.optimizer}/seed{self.seed}"
+
+    @property
+    def row(self) -> Optimizer:
+        """The optimizer's settings on this architecture."""
+        return self.protocol.optimizer(self.optimizer, self.architecture)
+
+    @property
+    def epochs(self) -> int:
+        """The row's own number of epochs, or the protocol's."""
+        return self.row.epochs or self.protocol.training.epochs
+
+    def cell_hash(self) -> str:
+        """Return the hash of everything in the protocol that bears on this case's result."""
+        return self.protocol.cell_hash(self.optimizer, self.architecture)
+
+
+def grid(
+    protocol: Protocol,
+    architectures: Sequence[str] | None = None,
+    optimizers: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+) -> list[Case]:
+    """Return the cases of a protocol, or of a selection from it, seed by seed.
+
+    The seed is the slowest index: a grid that is cut short has whole tables to show.
+
+    Raises:
+        UsageError: an architecture or optimizer that the protocol does not have, or a name or
+            seed given twice.
+    """
+    rows = tuple(protocol.optimizers)
+    return [
+        Case(protocol, architecture, optimizer, seed)
+        for seed in _distinct("--seeds", seeds or protocol.seeds)
+        for architecture in _selected(
+            "--architectures", architectures, protocol.model.architectures, protocol
+        )
+        for optimizer in _selected("--optimizers", optimizers, rows, protocol)
+    ]
+
+
+def _selected(
+    option: str, wanted: Sequence[str] | None, has: Sequence[str], protocol: Protocol
+) -> Sequence[str]:
+    for name in wanted or ():
+        if name not in has:
+            raise UsageError(
+                f"{option}: protocol {protocol.name!r} has no {name!r}; allowed: {', '.join(has)}"
+            )
+    return _distinct(option, wanted or has)
+
+
+def _distinct(option: str, values: Sequence[_T]) -> Sequence[_T]:
+    for value in values:
+        if values.count(value) > 1:
+            raise UsageError(f"{option}: {value} is given more than once")
+    return values

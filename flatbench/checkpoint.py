@@ -1,0 +1,64 @@
+"""Checkpoints that survive a kill at any moment, during their own writing included.
+
+A file is the SHA-256 of what follows, then what torch.save wrote. The one before is kept under
+``.previous``: at every instant one of the two is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+from flatbench.record import write_atomically
+
+_DIGEST = hashlib.sha256().digest_size
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write a state of tensors and plain values; the file before it becomes the previous one."""
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    content = buffer.getvalue()
+    fresh = path.with_name(f"{path.name}.new")
+    write_atomically(fresh, hashlib.sha256(content).digest() + content)
+    if path.exists():
+        os.replace(path, _previous(path))
+    os.replace(fresh, path)
+
+
+def load(path: Path, key: str) -> dict[str, Any] | None:
+    """Return the newest whole state whose ``state["key"]`` is the key, or None.
+
+    A damaged file is reported as a warning that names it, and the previous one used.
+    """
+    import torch
+
+    for candidate in (path, _previous(path)):
+        if not candidate.exists():
+            continue
+        content = candidate.read_bytes()
+        digest, content = content[:_DIGEST], content[_DIGEST:]
+        if hashlib.sha256(content).digest() != digest:
+            warnings.warn(f"{candidate}: the checkpoint is damaged; not used", stacklevel=2)
+            continue
+        # the random generators' states are CPU tensors wherever the generators live
+        state: dict[str, Any] = torch.load(io.BytesIO(content), "cpu", weights_only=True)
+        if state["key"] == key:
+            return state
+    return None
+
+
+def remove(path: Path) -> None:
+    """Remove a checkpoint, the one before it, and a half-written one."""
+    for file in (path, _previous(path), path.with_name(f"{path.name}.new")):
+        file.unlink(missing_ok=True)
+
+
+def _previous(path: Path) -> Path:
+    return path.with_name(f"{path.name}.previous")

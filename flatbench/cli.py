@@ -1,0 +1,160 @@
+"""flatbench: the command line. Exit 0 fine, 1 a case or the gate failed, 2 unusable input."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from flatbench import __version__, protocol
+from flatbench.cases import Case, grid
+from flatbench.errors import UsageError
+
+# Modules that import torch or pandas are imported by the command that needs them: `list` and
+# `--help` answer at once.
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.command(options))
+    except UsageError as error:
+        print(f"flatbench: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("flatbench: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="flatbench", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"flatbench {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    listing = commands.add_parser("list", help="list protocols, or the cases of one")
+    _selection(listing, default=None)
+    listing.set_defaults(command=_list)
+
+    run = commands.add_parser("run", help="train cases and write their records; no thresholds")
+    _selection(run, default="digits")
+    run.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto (default)")
+    run.add_argument("--workers", type=int, help="processes (default: cores, or GPUs)")
+    run.add_argument("--data-dir", type=Path, help="where data sets are kept")
+    run.add_argument("--results", type=Path, default=Path("results"), help="default: results")
+    run.add_argument("--resume", action="store_true", help="go on with a run that was killed")
+    run.add_argument("--keep-weights", action="store_true", help="keep the final weights")
+    run.set_defaults(command=_run)
+
+    download = commands.add_parser("download", help="fetch a data set")
+    download.add_argument("name", choices=("fashion-mnist", "cifar10", "cifar100"))
+    download.add_argument("--data-dir", type=Path, required=True, help="where to")
+    download.set_defaults(command=_download)
+
+    report = commands.add_parser("report", help="render records as tables, or as an HTML page")
+    report.add_argument("paths", nargs="+", type=Path, help="JSON files, or folders of them")
+    report.add_argument(
+        "--format", choices=("markdown", "html", "latex", "csv"), default="markdown"
+    )
+    report.add_argument("--output", type=Path, help="write here instead of standard output")
+    report.set_defaults(command=_report)
+
+    baseline = commands.add_parser("baseline", help="derive thresholds from many seeds' records")
+    baseline.add_argument("paths", nargs="+", type=Path, help="JSON files, or folders of them")
+    baseline.add_argument("--output", type=Path, required=True, help="TOML file to write")
+    baseline.add_argument("--level", type=float, help="of each one-sided bound")
+    baseline.set_defaults(command=_baseline)
+    return parser
+
+
+def _selection(parser: argparse.ArgumentParser, default: str | None) -> None:
+    parser.add_argument("--protocol", default=default, help="a name, or the path of a .toml file")
+    parser.add_argument("--architectures", type=names, help="comma-separated")
+    parser.add_argument("--optimizers", type=names, help="comma-separated")
+    parser.add_argument("--seeds", type=seeds, help="comma-separated, ranges as 0-9")
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Parse "sgd,sgd+sam"."""
+    parts = tuple(part.strip() for part in text.split(","))
+    if not all(parts):
+        raise argparse.ArgumentTypeError(f"{text!r}: allowed is a comma-separated list of names")
+    return parts
+
+
+def seeds(text: str) -> tuple[int, ...]:
+    """Parse "0,1,2" or "0-9" or a mixture."""
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        ends = (first, last) if dash else (first, first)
+        if not all(end.isascii() and end.isdecimal() for end in ends) or int(ends[0]) > int(
+            ends[1]
+        ):
+            raise argparse.ArgumentTypeError(f"{text!r}: allowed is a list such as 0,1,2 or 0-9")
+        found += range(int(ends[0]), int(ends[1]) + 1)
+    return tuple(found)
+
+
+def _cases(options: argparse.Namespace) -> list[Case]:
+    return grid(
+        protocol.load(options.protocol), options.architectures, options.optimizers, options.seeds
+    )
+
+
+def _list(options: argparse.Namespace) -> int:
+    if options.protocol is None:
+        for name in protocol.available():
+            print(f"{name:20} {protocol.load(name).description}")
+    else:
+        print("\n".join(case.id for case in _cases(options)))
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    from flatbench import engine
+
+    cases = _cases(options)
+    bad = 0
+    with engine.start(
+        cases,
+        device=options.device,
+        workers=options.workers,
+        data_dir=options.data_dir,
+        store=engine.Store(options.results, options.resume, options.keep_weights),
+    ) as run:
+        for case in cases:
+            record = engine.follow(run, case, sys.stderr)
+            if record.status == "completed":
+                print(f"{record.id}: {record.test_accuracy:.2f} %", flush=True)
+            else:
+                bad += 1
+                print(f"{record.id}: {record.reason}", flush=True)
+    return 1 if bad else 0
+
+
+def _download(options: argparse.Namespace) -> int:
+    from flatbench import data
+
+    data.download(options.name, options.data_dir)
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from flatbench import record, report
+
+    text = report.render(record.collect(options.paths), options.format)
+    if options.output is None:
+        print(text)
+    else:
+        record.write_atomically(options.output, text.encode())
+    return 0
+
+
+def _baseline(options: argparse.Namespace) -> int:
+    from flatbench import gate, record
+
+    level = gate.LEVEL if options.level is None else options.level
+    gate.write_thresholds(options.output, gate.derive(record.collect(options.paths), level=level))
+    return 0

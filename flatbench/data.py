@@ -1,0 +1,266 @@
+"""Data sets as whole tensors on the device; a batch is an index, augmentation too.
+
+Images stay uint8 in [N, H, W, C] and become normalised float32 a batch at a time, with the mean
+and standard deviation of the training part. One advanced index picks a batch's images, crops and
+flips them, and yields channels_last memory for free.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+from numpy.typing import NDArray
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+from torch.nn import functional as F
+
+from flatbench import protocol
+from flatbench.errors import UsageError
+
+PADDING = 4  # pixels of black around an image that is to be cropped at random
+# The splits are the same for every case and every run, so their seed is no one's to choose.
+SPLIT_SEED = 0
+
+_TORCHVISION = {
+    "fashion-mnist": torchvision.datasets.FashionMNIST,
+    "cifar10": torchvision.datasets.CIFAR10,
+    "cifar100": torchvision.datasets.CIFAR100,
+}
+
+Images = NDArray[np.uint8]
+Labels = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Images [N, H, W, C], uint8, and labels [N], int64."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """The parts of a data set and the statistics its images are normalised with."""
+
+    train: Part
+    validation: Part
+    test: Part
+    classes: int
+    mean: Tensor  # [C], of the training part's pixels, in uint8's units
+    std: Tensor  # [C]
+
+    @property
+    def channels(self) -> int:
+        """Number of colours."""
+        return self.train.images.shape[3]
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """[N, H, W, C] uint8 -> [N, C, H, W] float32 in channels_last memory."""
+        return ((images.float() - self.mean) / self.std).permute(0, 3, 1, 2)
+
+
+def load(
+    settings: protocol.Data, device: torch.device | str = "cpu", data_dir: Path | None = None
+) -> DataSet:
+    """Read a data set, split it and put it on a device.
+
+    The validation part is a fixed, stratified fraction of the training images. ``data_dir`` is
+    where torchvision keeps its data sets (default: ``FLATBENCH_DATA``, else ``data``).
+
+    Raises:
+        UsageError: the data set is not there; the message says what to do.
+    """
+    root = data_dir or Path(os.environ.get("FLATBENCH_DATA", "data"))
+    if settings.name == "digits":
+        train, test = _digits()
+    elif settings.name == "fashion-mnist":
+        train, test = _fashion_mnist(root)
+    else:
+        train, test = _cifar(settings.name, root)
+    classes = int(train[1].max()) + 1
+    held_out = train[0][:0], train[1][:0]
+    if settings.validation > 0:
+        wish = f"data.validation = {settings.validation}"
+        train, held_out = _split(train, settings.validation, wish)
+    if settings.train_examples is not None and settings.train_examples < len(train[1]):
+        wish = f"data.train_examples = {settings.train_examples}"
+        train, _ = _split(train, len(train[1]) - settings.train_examples, wish)
+    pixels = train[0].reshape(-1, train[0].shape[3])
+
+    def on_device(part: tuple[Images, Labels]) -> Part:
+        return Part(torch.from_numpy(part[0]).to(device), torch.from_numpy(part[1]).to(device))
+
+    return DataSet(
+        train=on_device(train),
+        validation=on_device(held_out),
+        test=on_device(test),
+        classes=classes,
+        mean=torch.from_numpy(pixels.mean(axis=0)).float().to(device),
+        std=torch.from_numpy(pixels.std(axis=0)).float().to(device),
+    )
+
+
+def _split(
+    part: tuple[Images, Labels], taking: float, wish: str
+) -> tuple[tuple[Images, Labels], tuple[Images, Labels]]:
+    """Return a part less a fixed, stratified fraction (or number) of it, and what was taken.
+
+    Raises:
+        UsageError: one of the two would be smaller than the number of classes.
+    """
+    try:
+        rest, taken = train_test_split(
+            np.arange(len(part[1])), test_size=taking, random_state=SPLIT_SEED, stratify=part[1]
+        )
+    except ValueError:
+        raise UsageError(
+            f"{wish}: allowed is what splits the {len(part[1])} training images into two parts of "
+            f"at least {len(np.unique(part[1]))} images, one of each class"
+        ) from None
+    rest, taken = np.sort(rest), np.sort(taken)
+    return (part[0][rest], part[1][rest]), (part[0][taken], part[1][taken])
+
+
+def _digits() -> tuple[tuple[Images, Labels], tuple[Images, Labels]]:
+    """scikit-learn's 1,797 digits (8×8, 17 grey levels); a fixed fifth of them is the test part."""
+    bunch = load_digits()
+    images = bunch.images[..., None].astype(np.uint8)
+    return _split((images, bunch.target.astype(np.int64)), 0.2, "a fifth")
+
+
+def download(name: str, root: Path) -> None:
+    """Fetch a data set into ``root`` with torchvision, which shows progress and checks MD5.
+
+    Raises:
+        UsageError: the set cannot be fetched, or what came is not what torchvision expects.
+    """
+    try:
+        for train in (True, False):
+            _TORCHVISION[name](root, train=train, download=True)
+    except (RuntimeError, OSError) as error:
+        line = " ".join(str(error).split())
+        raise UsageError(f"data set {name}: cannot be downloaded to {root}: {line}") from None
+
+
+def _fashion_mnist(root: Path) -> tuple[tuple[Images, Labels], tuple[Images, Labels]]:
+    """60,000 and 10,000 images of 28×28 (Xiao et al. 2017, arXiv:1708.07747)."""
+    debian = Path("/usr/share/datasets/fashion-mnist")
+    for folder in (root, root / "fashion-mnist", root / "FashionMNIST" / "raw", debian):
+        if (folder / "train-images-idx3-ubyte.gz").exists():
+            return _idx_pair(folder, "train"), _idx_pair(folder, "t10k")
+    raise UsageError(
+        f"data set fashion-mnist: no train-images-idx3-ubyte.gz in {root} or {debian}; install "
+        "Debian's package dataset-fashion-mnist, or pass the files' folder as --data-dir, or "
+        f"download it: flatbench download fashion-mnist --data-dir {root}"
+    )
+
+
+def _idx_pair(folder: Path, part: str) -> tuple[Images, Labels]:
+    images = _idx(folder / f"{part}-images-idx3-ubyte.gz", dimensions=3)
+    path = folder / f"{part}-labels-idx1-ubyte.gz"
+    labels = _idx(path, dimensions=1)
+    if len(labels) != len(images):
+        raise UsageError(f"{path}: holds {len(labels)} labels for {len(images)} images")
+    return images[..., None], labels.astype(np.int64)
+
+
+def _idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
+    """Read one file of unsigned bytes in MNIST's idx format."""
+    try:
+        content = gzip.decompress(path.read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
+        raise UsageError(f"{path}: cannot be read: {error}") from None
+    header = 4 + 4 * dimensions
+    shape: tuple[int, ...] = ()
+    if content[:4] == bytes([0, 0, 8, dimensions]) and len(content) > header:
+        shape = struct.unpack(f">{dimensions}I", content[4:header])
+    if not shape or len(content) - header != math.prod(shape):
+        raise UsageError(
+            f"{path}: is not a whole idx file of unsigned bytes in {dimensions} dimension(s)"
+        )
+    # a copy: torch wants memory that it may write to
+    return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape).copy()
+
+
+def _cifar(name: str, root: Path) -> tuple[tuple[Images, Labels], tuple[Images, Labels]]:
+    """50,000 and 10,000 images of 32×32×3 (Krizhevsky 2009), by torchvision's reader."""
+    try:
+        parts = [_TORCHVISION[name](root, train=train) for train in (True, False)]
+    except RuntimeError:  # torchvision: not found, or its checksum is wrong
+        raise UsageError(
+            f"data set {name}: not found (or its checksum is wrong) in {root}; download it there "
+            f"with: flatbench download {name} --data-dir {root}"
+        ) from None
+    train, test = ((part.data, np.array(part.targets, dtype=np.int64)) for part in parts)
+    return train, test
+
+
+def noisy_labels(labels: Tensor, classes: int, fraction: float, rng: torch.Generator) -> Tensor:
+    """Replace exactly ``round(fraction * N)`` of the labels [N] by a wrong class, uniformly.
+
+    Symmetric noise as in Zhang and Sabuncu 2018 (arXiv:1805.07836), but without the labels that
+    chance would leave right.
+    """
+    flipped = torch.randperm(len(labels), generator=rng)[: round(fraction * len(labels))]
+    shift = torch.randint(1, classes, (len(flipped),), generator=rng)
+    noisy = labels.clone()
+    flipped, shift = flipped.to(labels.device), shift.to(labels.device)
+    noisy[flipped] = (noisy[flipped] + shift) % classes
+    return noisy
+
+
+def batches(
+    examples: int, batch_size: int, rng: torch.Generator, device: torch.device | str
+) -> Iterator[Tensor]:
+    """Yield the indices [batch] of one epoch in random order.
+
+    A last batch that is smaller is used like the others, but for one of a single example, which
+    BatchNorm cannot normalise.
+    """
+    order = torch.randperm(examples, generator=rng, device=rng.device).to(device)
+    for batch in torch.split(order, batch_size):
+        if len(batch) > 1:
+            yield batch
+
+
+def augment(images: Tensor, batch: Tensor, kind: str, size: int, rng: torch.Generator) -> Tensor:
+    """Pick a batch [B] out of ``images``, cropped and flipped at random, as uint8 [B, s, s, C].
+
+    ``images`` [N, s + 2·PADDING, s + 2·PADDING, C] must have been padded by `pad`; with kind
+    "none" they must not, and come out as they are. Each image has a crop and a flip of its own.
+    """
+    if kind == "none":
+        return images[batch]
+    count = len(batch)
+
+    def draw(high: int, shape: tuple[int, ...]) -> Tensor:
+        drawn = torch.randint(high, shape, generator=rng, device=rng.device)
+        return drawn.to(batch.device)
+
+    pixels = torch.arange(size, device=batch.device)
+    offsets = draw(2 * PADDING + 1, (2, count, 1))
+    columns = pixels.expand(count, size)
+    if kind == "crop-flip":
+        columns = torch.where(draw(2, (count, 1)) == 1, size - 1 - columns, columns)
+    rows, columns = offsets[0] + pixels, offsets[1] + columns
+    return images[batch[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def pad(images: Tensor) -> Tensor:
+    """Put PADDING black pixels around images [N, H, W, C]."""
+    return F.pad(images, (0, 0, PADDING, PADDING, PADDING, PADDING))

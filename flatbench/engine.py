@@ -1,0 +1,367 @@
+"""Where cases run: worker processes on this machine, each training one case at a time.
+
+A worker is a spawned process with one torch thread, so a record does not depend on how many
+workers there were. A thread in the parent feeds each worker; if a worker dies, its case is
+recorded as failed, and a new worker takes the next.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import multiprocessing
+import os
+import queue
+import shutil
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import TextIO
+
+from flatbench import checkpoint
+from flatbench.cases import Case
+from flatbench.errors import UsageError
+from flatbench.record import Epoch, Record, read, write_json
+
+
+@dataclass
+class Progress:
+    """How far a run has come; written by the feeding threads, read by whoever shows it."""
+
+    cases: Sequence[Case]
+    started: float = field(default_factory=time.monotonic)
+    finished: set[str] = field(default_factory=set)
+    reused: set[str] = field(default_factory=set)  # finished before this run
+    latest: tuple[Case, int, Epoch] | None = None
+    epochs_done: dict[str, int] = field(default_factory=dict)
+
+    def line(self) -> str:
+        """Return one line: cases done, the newest epoch, loss and accuracy, time left."""
+        parts = [f"{len(self.finished)}/{len(self.cases)} cases"]
+        if self.latest is not None:
+            case, number, epoch = self.latest
+            parts += [
+                f"{case.id} epoch {number}/{case.epochs}",
+                f"loss {epoch.train_loss:.3f}",
+                f"accuracy {epoch.test_accuracy:.1f} %",
+            ]
+        left = self.seconds_left()
+        parts.append("time left unknown" if left is None else f"{_duration(left)} left")
+        return " · ".join(parts)
+
+    def seconds_left(self) -> float | None:
+        """Return the time that is left if gradient evaluations go on at the rate so far."""
+        total = done = 0
+        for case in self.cases:
+            if case.id in self.reused:
+                continue
+            cost = 2 if case.row.is_sam else 1
+            total += cost * case.epochs
+            epochs = case.epochs if case.id in self.finished else self.epochs_done.get(case.id, 0)
+            done += cost * epochs
+        if done == 0:
+            return None
+        return (time.monotonic() - self.started) * (total - done) / done
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """Cases under way: a future of a Record for each case id, and the progress."""
+
+    futures: dict[str, Future[Record]]
+    progress: Progress
+
+
+def follow(run: Run, case: Case, stream: TextIO, below_column: int | None = None) -> Record:
+    """Wait for a case's record; if the stream is a terminal, it shows a live line meanwhile.
+
+    With ``below_column`` the line stands below the current one, and the cursor goes back to that
+    column (from 1) of it.
+    """
+    future = run.futures[case.id]
+    if not stream.isatty() or future.done():
+        return future.result()
+    if below_column:
+        stream.write("\n")
+    while not future.done():
+        line = run.progress.line()[: shutil.get_terminal_size().columns - 1]
+        stream.write(f"\r{line}\x1b[K")
+        stream.flush()
+        concurrent.futures.wait([future], timeout=0.5)
+    up = f"\x1b[1A\x1b[{below_column}G" if below_column else ""
+    stream.write(f"\r\x1b[K{up}")
+    stream.flush()
+    return future.result()
+
+
+@dataclass(frozen=True)
+class Store:
+    """The folder that takes records, checkpoints and weights, a file a case."""
+
+    results: Path
+    resume: bool = False  # take what is there already instead of training it again
+    keep_weights: bool = False
+
+    def record(self, case: Case) -> Path:
+        """Return where a case's record is kept."""
+        return self._path(case, "records", "json")
+
+    def weights(self, case: Case) -> Path:
+        """Return where a case's final weights are kept, beside its record."""
+        return self._path(case, "records", "safetensors")
+
+    def checkpoint(self, case: Case) -> Path:
+        """Return where a case under way keeps its checkpoint."""
+        return self._path(case, "checkpoints", "pt")
+
+    def _path(self, case: Case, folder: str, suffix: str) -> Path:
+        name = f"{case.architecture}-{case.optimizer}-seed{case.seed}.{suffix}"
+        return self.results / case.protocol.name / folder / name
+
+    def finished(self, case: Case, key: str) -> Record | None:
+        """Return the record of an earlier run that this one would repeat bit for bit.
+
+        A failed case is tried again; a diverged one would diverge again.
+        """
+        path = self.record(case)
+        missing_weights = self.keep_weights and not self.weights(case).exists()
+        if not self.resume or missing_weights or not path.exists():
+            return None
+        record = read(path)[0]
+        same = record.provenance.get("key") == key and record.status != "failed"
+        return record if same else None
+
+
+def cores() -> int:
+    """Return the number of processors this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux has it; others count them all
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def places(device: str) -> list[str]:
+    """Return the devices that "cpu", "cuda" (every GPU), "cuda:N" or "auto" stands for.
+
+    Raises:
+        UsageError: no such device on this machine.
+    """
+    import torch  # not on the way to --help
+
+    from flatbench.device import find
+
+    found = str(find(device))
+    if found == "cuda":
+        return [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    return [found]
+
+
+@contextlib.contextmanager
+def start(
+    cases: Sequence[Case],
+    *,
+    device: str = "auto",
+    workers: int | None = None,
+    data_dir: Path | None = None,
+    store: Store | None = None,
+) -> Iterator[Run]:
+    """Train cases in the background; leaving the block ends the workers, finished or not.
+
+    ``workers`` defaults to the number of processors, or of GPUs on CUDA. Each record goes into the
+    store as soon as it is there. A case that raises or whose worker dies gives a record with
+    status "failed", never an exception.
+
+    Raises:
+        UsageError: the device or the data set is not there, fewer than one worker is asked for,
+            or a record to be reused is not valid.
+    """
+    import torch
+
+    from flatbench import data, provenance
+
+    devices = places(device)
+    for settings in dict.fromkeys(case.protocol.data for case in cases):
+        data.load(settings, data_dir=data_dir)  # rather one error now than one in every case
+    if workers is None:
+        workers = cores() if devices == ["cpu"] else len(devices)
+    if workers < 1:
+        raise UsageError(f"--workers = {workers}: allowed is a whole number of at least 1")
+
+    progress = Progress(cases)
+    run = Run({case.id: Future() for case in cases}, progress)
+    waiting: queue.SimpleQueue[Case] = queue.SimpleQueue()
+    for case in cases:
+        key = provenance.key(case.cell_hash(), case.seed, torch.device(devices[0]))
+        record = store.finished(case, key) if store else None
+        if record is None:
+            waiting.put(case)
+        else:
+            progress.reused.add(case.id)
+            progress.finished.add(case.id)
+            run.futures[case.id].set_result(record)
+    stop = threading.Event()
+    feeders = [
+        threading.Thread(
+            target=_feed,
+            args=(waiting, run, devices[slot % len(devices)], data_dir, store, stop),
+            daemon=True,
+        )
+        for slot in range(min(workers, len(cases)))
+    ]
+    for feeder in feeders:
+        feeder.start()
+    try:
+        yield run
+    finally:
+        stop.set()
+        for feeder in feeders:
+            feeder.join()
+
+
+def _feed(
+    waiting: queue.SimpleQueue[Case],
+    run: Run,
+    place: str,
+    data_dir: Path | None,
+    store: Store | None,
+    stop: threading.Event,
+) -> None:
+    """Hand cases to one worker process until there are none, replacing the worker if it dies."""
+    worker: tuple[BaseProcess, Connection] | None = None
+    while not stop.is_set():
+        try:
+            case = waiting.get_nowait()
+        except queue.Empty:
+            break
+        future = run.futures[case.id]
+        try:
+            if worker is None or not worker[0].is_alive():
+                worker = _spawn(place, data_dir, store)
+            record = _supervise(*worker, case, run.progress, stop)
+            if record is None:  # stopped
+                break
+            if store is not None:
+                write_json(store.record(case), record.to_json())
+                if record.status != "failed":
+                    checkpoint.remove(store.checkpoint(case))
+        except OSError as error:  # no process, no pipe, no room on the disk: whoever waits hears it
+            future.set_exception(error)
+            continue
+        run.progress.finished.add(case.id)
+        future.set_result(record)
+    if worker is not None:
+        process, connection = worker
+        connection.close()  # ends an idle worker
+        if stop.is_set():
+            process.terminate()
+        process.join()
+
+
+def _spawn(
+    place: str, data_dir: Path | None, store: Store | None
+) -> tuple[BaseProcess, Connection]:
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe()
+    process = spawn.Process(target=_work, args=(theirs, place, data_dir, store), daemon=True)
+    process.start()
+    theirs.close()
+    return process, ours
+
+
+def _supervise(
+    process: BaseProcess,
+    connection: Connection,
+    case: Case,
+    progress: Progress,
+    stop: threading.Event,
+) -> Record | None:
+    """Return the case's record, whatever becomes of its worker; None if told to stop."""
+    try:
+        connection.send(case)
+        while not stop.is_set():
+            if not connection.poll(0.2):
+                continue
+            message = connection.recv()
+            if isinstance(message, Record):
+                return message
+            number, epoch = message
+            progress.epochs_done[case.id] = number
+            progress.latest = case, number, epoch
+        return None
+    except (EOFError, ConnectionError):
+        process.join()
+        return failed(case, f"its worker process died: {_cause(process.exitcode)}")
+
+
+def _cause(exitcode: int | None) -> str:
+    if exitcode is not None and exitcode < 0:
+        names = {s.value: s.name for s in signal.Signals}  # real-time signals have none
+        name = names.get(-exitcode, f"signal {-exitcode}")
+        hint = " (out of memory?)" if name == "SIGKILL" else ""
+        return f"killed by {name}{hint}"
+    return f"exit code {exitcode}"
+
+
+def failed(case: Case, reason: str) -> Record:
+    """Return the record of a case that came to no end of its own."""
+    return Record(
+        protocol=case.protocol.name,
+        architecture=case.architecture,
+        optimizer=case.optimizer,
+        seed=case.seed,
+        base_row=case.protocol.base_of(case.optimizer),
+        base=case.row.base,
+        status="failed",
+        reason=reason,
+        evaluation=case.protocol.data.evaluation,
+        provenance={
+            "common_hash": case.protocol.common_hash(),
+            "cell_hash": case.cell_hash(),
+        },
+    )
+
+
+def _work(connection: Connection, place: str, data_dir: Path | None, store: Store | None) -> None:
+    """Be a worker: train the cases that come, until the other end closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    import torch
+
+    from flatbench import trainer
+    from flatbench.device import make_deterministic
+
+    make_deterministic(torch.device(place))
+    while True:
+        try:
+            case = connection.recv()
+        except EOFError:
+            return
+        try:
+            record = trainer.train(
+                case,
+                device_name=place,
+                data_dir=data_dir,
+                on_epoch=lambda number, epoch: connection.send((number, epoch)),
+                checkpoints=store.checkpoint(case) if store else None,
+                resume=store is not None and store.resume,
+                weights=store.weights(case) if store and store.keep_weights else None,
+            )
+        except UsageError as error:
+            record = failed(case, str(error))
+        except BrokenPipeError:
+            return  # the parent is gone; nobody is left to tell
+        except Exception as error:  # noqa: BLE001 - whatever it was, it fails this case alone
+            traceback.print_exc()
+            line = " ".join(str(error).split())
+            record = failed(case, f"{type(error).__name__}: {line}")
+        connection.send(record)

@@ -1,0 +1,435 @@
+"""Sharpness-aware minimization (SAM) and its adaptive form (ASAM) around a torch optimizer."""
+
+import importlib.util
+import inspect
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, ParamsT, StateDict
+
+from . import eager
+from .groups import (
+    Group,
+    check_base_options,
+    check_options,
+    check_parameters,
+    is_adaptive,
+    parameters,
+)
+from .layout import flattened, in_layout_of, is_dense
+
+if TYPE_CHECKING:
+    from .fused import FusedStep
+
+Adaptive = bool | Literal["weights"]
+Implementation = Literal["auto", "eager", "fused"]
+
+
+class SAM(Optimizer):
+    r"""Two half-steps around a base optimizer: climb to w + e(w), then step from w.
+
+    ::
+
+        first_step   e(w) = rho T^2 g / ||T g||,  g = dL/dw at w;   w -> w + e(w)
+        second_step  w + e(w) -> w, bit for bit;  the base optimizer steps at w with the
+                     gradient taken at w + e(w)
+
+    The norm runs over all parameters of all groups as one vector; each group scales it by its own
+    rho. The diagonal T says whose SAM it is:
+
+    ======================  ==========================================================
+    ``adaptive=False``      T = 1: SAM, Foret et al. 2021 (arXiv:2010.01412), eq. 2
+    ``adaptive=True``       T = abs(w) + eta on every parameter: ASAM as Kwon et al. 2021
+                            (arXiv:2102.11600), algorithm 1, write it; with eta = 0 it is
+                            what most PyTorch code runs
+    ``adaptive="weights"``  T = abs(w) + eta on parameters whose name contains "weight" and
+                            T = 1 on the others: ASAM as its authors' published code runs
+                            it. Needs names: pass ``model.named_parameters()``
+    ======================  ==========================================================
+
+    Args:
+        params: tensors, (name, tensor) pairs or dicts of groups, as for any torch optimizer. A
+            group may have its own ``rho``, ``adaptive``, ``eta``, and options of the base.
+        base_optimizer: an optimizer class, ``torch.optim.SGD`` or ``Adam`` or ``AdamW``.
+        rho: radius of the neighbourhood, at least 0. With 0 it is the base optimizer.
+        adaptive: which T, see above.
+        eta: added to abs(w) in an adaptive T, at least 0; without effect elsewhere.
+        implementation: "eager" is ``torch._foreach_*`` around the base's own step, on any device.
+            "fused" is three Triton launches a step, on CUDA, for float32 parameters with SGD,
+            Adam (not amsgrad) and AdamW. "auto" is fused where that is possible, else eager.
+        **base_kwargs: handed to the base (``lr``, ``momentum``, ...). Unless they say ``fused``,
+            ``foreach``, torch's fused step is taken where the base has it.
+
+    Neither path waits for the device, except eager on a GPU around a base without torch's fused
+    step, which reads ``found_inf`` once a step. A fused step can be captured in a CUDA graph after
+    one step outside it; a replay sees what ``sync_hyperparameters`` brought to the device, and a
+    float32 tensor lr on the device as it is. The fused step bypasses ``base_optimizer.step`` and
+    so its hooks.
+
+    Attributes:
+        base_optimizer: the base; shares ``param_groups`` and ``state`` with this optimizer, so lr
+            schedulers and ``state_dict`` see one set of both.
+        gradient_norm: 0-d tensor on the device, ||T g|| of the last first_step. The same tensor
+            at every step: accumulate it, don't keep it.
+        found_inf: 0-d float tensor, 1 if that norm was not finite. Then first_step perturbs
+            nothing and second_step leaves weights and state as they were. Whoever knows the
+            second gradient to be bad may fill it with 1 before second_step.
+        skipped_steps: 0-d int64 tensor, how many steps were skipped so.
+
+    Example::
+
+        optimizer = SAM(model.parameters(), torch.optim.SGD, rho=0.05, lr=0.1, momentum=0.9)
+        loss(model(x), y).backward()
+        optimizer.first_step(zero_grad=True)
+        with frozen_batchnorm(model):
+            loss(model(x), y).backward()
+        optimizer.second_step(zero_grad=True)
+
+    Raises:
+        TypeError, ValueError: an argument that is not allowed, or parameters that cannot be
+            perturbed together (several devices, complex, the same tensor twice).
+        RuntimeError: half-steps out of order, a sparse gradient, or ``state_dict``,
+            ``load_state_dict``, pickling between the half-steps, when the weights are not w.
+    """
+
+    base_optimizer: Optimizer
+    gradient_norm: Tensor
+    found_inf: Tensor
+    skipped_steps: Tensor
+    _fused: "FusedStep | None"
+    _is_chosen: bool
+
+    def __init__(
+        self,
+        params: ParamsT,
+        base_optimizer: type[Optimizer],
+        rho: float = 0.05,
+        adaptive: Adaptive = False,
+        eta: float = 0.0,
+        implementation: Implementation = "auto",
+        **base_kwargs: Any,
+    ) -> None:
+        if not (isinstance(base_optimizer, type) and issubclass(base_optimizer, Optimizer)):
+            raise TypeError(
+                f"base_optimizer must be a class such as torch.optim.SGD, got {base_optimizer!r}"
+            )
+        if implementation not in ("auto", "eager", "fused"):
+            raise ValueError(
+                f"implementation must be 'auto', 'eager' or 'fused', got {implementation!r}"
+            )
+        super().__init__(params, {"rho": rho, "adaptive": adaptive, "eta": eta})
+        base_kwargs = _prefer_fused(base_optimizer, self.param_groups, base_kwargs)
+        self.base_optimizer = base_optimizer(self.param_groups, **base_kwargs)
+        self.defaults.update(self.base_optimizer.defaults)
+
+        self._implementation = implementation
+        self._saved: dict[Tensor, Tensor] = {}
+        self._perturbed: list[Tensor] | None = None
+        self._allocate_outcome()
+        self._attach()
+        if implementation == "fused":
+            self._fused_step()
+
+    @property
+    def implementation(self) -> str:
+        """The one in use: "eager" or "fused"."""
+        return "eager" if self._fused_step() is None else "fused"
+
+    def first_step(self, zero_grad: bool = False) -> None:
+        """Perturb w to w + e(w) with the gradients in ``p.grad``.
+
+        Parameters without a gradient stay where they are and count nothing in the norm. With a
+        norm of zero nothing is perturbed; with one that is not finite the whole step is skipped.
+
+        Raises:
+            RuntimeError: called twice without a second_step between, or a sparse gradient.
+        """
+        if self._perturbed is not None:
+            raise RuntimeError("first_step called twice: call second_step (or restore) before it")
+        self._follow_device()
+        fused = self._fused_step()
+        with torch.no_grad():
+            self._perturbed = self._ascend() if fused is None else fused.ascend()
+        if zero_grad:
+            self.zero_grad()
+
+    def second_step(self, zero_grad: bool = False) -> None:
+        """Put w back and let the base optimizer step with the gradients now in ``p.grad``.
+
+        Raises:
+            RuntimeError: no first_step came before.
+        """
+        if self._perturbed is None:
+            raise RuntimeError("second_step without first_step: nothing is perturbed")
+        fused = self._fused_step()
+        if fused is not None:
+            fused.descend()
+            self._perturbed = None
+        else:
+            self.restore()
+            self._base_step()
+        self._opt_called = True  # schedulers ask whether a step came before theirs
+        if zero_grad:
+            self.zero_grad()
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Both half-steps. The gradients of the first pass are there already.
+
+        Args:
+            closure: does the second forward and backward pass, returns the loss; it is called
+                once, at w + e(w), with gradients enabled and zeroed. If it raises, w is restored.
+
+        Returns:
+            What the closure returned.
+        """
+        if closure is None:
+            raise TypeError("SAM.step needs a closure which does the second forward-backward pass")
+        self.first_step(zero_grad=True)
+        with ExitStack() as on_failure:
+            on_failure.callback(self.restore)
+            with torch.enable_grad():
+                loss = closure()
+            on_failure.pop_all()
+        self.second_step()
+        return loss
+
+    def restore(self) -> None:
+        """Put w back without a step. Between the half-steps this abandons the step."""
+        if self._perturbed:
+            with torch.no_grad():
+                eager.restore(self._perturbed, [self._saved[p] for p in self._perturbed])
+        self._perturbed = None
+
+    def sync_hyperparameters(self) -> None:
+        """Bring lr, rho, ... of the groups to the device, where a replayed graph reads them.
+
+        ``first_step`` does so itself. Before replaying a CUDA graph of fused steps, call it after
+        a scheduler or a script has changed a number in ``param_groups``.
+        """
+        fused = self._fused_step()
+        if fused is not None:
+            fused.sync_options()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, as in torch.optim.Optimizer; it may set rho, adaptive and eta."""
+        if "_perturbed" in self.__dict__:
+            self._refuse_between_half_steps("add_param_group")
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            check_options(group)
+            check_parameters(self.param_groups)
+        except ValueError:
+            self.param_groups.pop()
+            raise
+        self._forget_fused_step()
+
+    def state_dict(self) -> StateDict:
+        """The base optimizer's state and all groups' options, in torch's own format."""
+        self._refuse_between_half_steps("state_dict")
+        return super().state_dict()
+
+    def load_state_dict(self, state_dict: StateDict) -> None:
+        """Load what ``state_dict`` gave; a plain base optimizer's one is taken too."""
+        self._refuse_between_half_steps("load_state_dict")
+        super().load_state_dict(state_dict)
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._refuse_between_half_steps("pickling")
+        return {
+            **super().__getstate__(),
+            "base_optimizer": self.base_optimizer,
+            "skipped_steps": self.skipped_steps,
+            "_implementation": self._implementation,
+            "_perturbed": None,
+            "_saved": {},
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Called by load_state_dict with new groups and state, and by pickle with everything.
+        super().__setstate__(state)
+        self.base_optimizer.__setstate__({"state": self.state, "param_groups": self.param_groups})
+        if "gradient_norm" in self.__dict__:
+            self._follow_base()
+        else:
+            self._allocate_outcome()
+            self._attach()
+
+    def _attach(self) -> None:
+        self.base_optimizer.register_load_state_dict_post_hook(self._follow_base)
+        self._follow_base()
+
+    def _follow_base(self, _: Optimizer | None = None) -> None:
+        """Share the base's groups and state, which a load replaces."""
+        self.param_groups = self.base_optimizer.param_groups
+        self.state = self.base_optimizer.state
+        for group in self.param_groups:
+            for option in ("rho", "adaptive", "eta"):
+                group.setdefault(option, self.defaults[option])
+            check_options(group)
+            check_base_options(group)
+            for p in group["params"]:
+                # State may come from a model in another memory format.
+                for name, t in self.state.get(p, {}).items():
+                    if isinstance(t, Tensor) and t.shape == p.shape:
+                        self.state[p][name] = in_layout_of(p, t, t.dtype)
+        self._forget_fused_step()
+
+    def _ascend(self) -> list[Tensor]:
+        segments = self._segments()
+        eager.gradient_norm(segments, out=self.gradient_norm)
+        self.found_inf.copy_(~self.gradient_norm.isfinite())
+        eager.perturb(segments, self.gradient_norm)
+        return [p for segment in segments for p in segment.weights]
+
+    def _segments(self) -> list[eager.Segment]:
+        """Parameters with a gradient, in runs of those that are perturbed alike."""
+        segments = []
+        for group in self.param_groups:
+            alike: dict[bool, list[Tensor]] = {}
+            for i, p in enumerate(group["params"]):
+                if p.grad is None:
+                    continue
+                if p.grad.is_sparse:
+                    raise RuntimeError("SAM does not take sparse gradients")
+                alike.setdefault(is_adaptive(group, i), []).append(p)
+            for adaptive, weights in alike.items():
+                grads = [p.grad for p in weights if p.grad is not None]
+                saved = [self._saved_copy(p) for p in weights]
+                segments.append(
+                    eager.Segment(weights, grads, saved, group["rho"], adaptive, group["eta"])
+                )
+        return segments
+
+    def _saved_copy(self, p: Tensor) -> Tensor:
+        saved = self._saved.get(p)
+        if saved is None or saved.device != p.device or saved.dtype != p.dtype:
+            saved = self._saved[p] = torch.empty_like(p, requires_grad=False)
+        return saved
+
+    def _base_step(self) -> None:
+        base = self.base_optimizer
+        _prepare_fused_base(base)
+        if self.found_inf.is_cuda and getattr(base, "_step_supports_amp_scaling", False):
+            # torch's own way to skip a step without asking the host. Without it the host asks.
+            base.found_inf = self.found_inf  # type: ignore[attr-defined]
+            base.step()
+            del base.found_inf  # type: ignore[attr-defined]
+        elif not self.found_inf:
+            with torch.no_grad(), flattened(_copied_in_vain(base)):
+                base.step()
+        with torch.no_grad():
+            self.skipped_steps.add_(self.found_inf.to(torch.int64))
+
+    def _fused_step(self) -> "FusedStep | None":
+        """The fused step if it is wanted and possible; None is eager."""
+        if not self._is_chosen:
+            self._fused = self._make_fused_step()
+            self._is_chosen = True
+        return self._fused
+
+    def _make_fused_step(self) -> "FusedStep | None":
+        wanted = self._implementation == "fused"
+        if not wanted and (self._implementation == "eager" or not self.gradient_norm.is_cuda):
+            return None
+        why_not: str | None = "it needs the package triton"
+        if importlib.util.find_spec("triton") is not None:
+            from . import fused
+
+            why_not = fused.refusal(type(self.base_optimizer), self.param_groups)
+            if why_not is None:
+                outcome = fused.Outcome(self.gradient_norm, self.found_inf, self.skipped_steps)
+                return fused.FusedStep(self.base_optimizer, self._saved_copy, outcome)
+        if wanted:
+            raise ValueError(f"implementation='fused' is not possible: {why_not}")
+        return None
+
+    def _forget_fused_step(self) -> None:
+        self._fused = None
+        self._is_chosen = False
+
+    def _follow_device(self) -> None:
+        """Models may be moved, or cast, after the optimizer was made; so torch's do."""
+        first, norm = self.param_groups[0]["params"][0], self.gradient_norm
+        if (first.device, _norm_dtype(first)) != (norm.device, norm.dtype):
+            check_parameters(self.param_groups)
+            self._allocate_outcome()
+            self._forget_fused_step()
+
+    def _allocate_outcome(self) -> None:
+        first = self.param_groups[0]["params"][0]
+        self.gradient_norm = torch.zeros((), dtype=_norm_dtype(first), device=first.device)
+        self.found_inf = torch.zeros((), dtype=torch.float32, device=first.device)
+        skipped = getattr(self, "skipped_steps", torch.zeros((), dtype=torch.int64))
+        self.skipped_steps = skipped.to(first.device)
+
+    def _refuse_between_half_steps(self, what: str) -> None:
+        if self._perturbed is not None:
+            raise RuntimeError(
+                f"{what} between first_step and second_step: the weights are perturbed now; "
+                "call second_step (or restore) first"
+            )
+
+
+def _prepare_fused_base(base: Optimizer) -> None:
+    """Spare torch's fused steps what they get wrong."""
+    for group in base.param_groups:
+        if not group.get("fused"):
+            continue
+        for p in group["params"]:
+            if p.grad is None:
+                continue
+            # They take gradients for laid out as their parameters are, and don't look.
+            if p.grad.stride() != p.stride():
+                p.grad = in_layout_of(p, p.grad, p.grad.dtype)
+            # Fused SGD cannot mix parameters with and without a momentum buffer, leaves new
+            # buffers uninitialised when found_inf is set, and bakes "this is the first step" into
+            # a CUDA graph. From a buffer of zeros its first step needs no special case.
+            if group.get("momentum") and base.state[p].get("momentum_buffer") is None:
+                base.state[p]["momentum_buffer"] = torch.zeros_like(p, requires_grad=False)
+
+
+def _copied_in_vain(base: Optimizer) -> list[Tensor]:
+    """Tensors whose shape makes torch's fused step on a CPU slower than flat memory would.
+
+    It copies each gradient that is not contiguous, channels_last for one, and drops the copy.
+    """
+    found: list[Tensor] = []
+    for group in base.param_groups:
+        if not group.get("fused"):
+            continue
+        for p in group["params"]:
+            if p.grad is None or p.is_cuda or p.is_contiguous() or not is_dense(p):
+                continue
+            state = [t for t in base.state[p].values() if isinstance(t, Tensor)]
+            if state or isinstance(
+                base, torch.optim.SGD
+            ):  # else the step makes state, in p's shape
+                found += [p, p.grad, *(t for t in state if t.shape == p.shape)]
+    return found
+
+
+def _norm_dtype(p: Tensor) -> torch.dtype:
+    return torch.promote_types(torch.float32, p.dtype)
+
+
+def _prefer_fused(
+    base: type[Optimizer], groups: list[Group], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """Add fused=True where the base, the device and the options allow it and nobody chose."""
+    options = {"fused", "foreach", "differentiable"}
+    if "fused" not in inspect.signature(base).parameters or options & kwargs.keys():
+        return kwargs
+    # On a CPU, fused SGD forgets to write back half-precision parameters (torch issue 191763).
+    whole = (torch.float32, torch.float64)
+    if not all(
+        p.is_cuda or (p.device.type == "cpu" and p.dtype in whole) for p in parameters(groups)
+    ):
+        return kwargs
+    # Dampening leaves out the first step, which a buffer of zeros cannot imitate.
+    if kwargs.get("dampening") or any(group.get("dampening") for group in groups):
+        return kwargs
+    return {**kwargs, "fused": True}

@@ -1,0 +1,321 @@
+"""Protocols: what is trained, on what, how long, and with which optimizers.
+
+A protocol is a TOML file read into frozen dataclasses. The dataclasses are the schema: their
+annotations say what a key may hold, and every departure is one `UsageError` naming file, key,
+value and what is allowed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+import tomllib
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from flatbench.errors import UsageError
+from flatbench.models import ARCHITECTURES
+from flatbench.schema import Check, Reader, quoted
+
+PROTOCOLS = Path(__file__).parent / "protocols"
+
+
+_POSITIVE = Check(lambda x: x > 0, "a number above 0")
+_NON_NEGATIVE = Check(lambda x: x >= 0, "a number of at least 0")
+_FRACTION = Check(lambda x: 0 <= x < 1, "a number in [0, 1)")
+_AT_LEAST_ONE = Check(lambda x: x >= 1, "a whole number of at least 1")
+_NATURAL = Check(lambda x: x >= 0, "a whole number of at least 0")
+_FRACTIONS = Check(
+    lambda xs: all(0 < x < 1 for x in xs) and list(xs) == sorted(set(xs)),
+    "rising numbers between 0 and 1",
+)
+_BETAS = Check(lambda xs: len(xs) == 2 and all(0 <= x < 1 for x in xs), "two numbers in [0, 1)")
+_SEEDS = Check(
+    lambda xs: len(xs) > 0 and len(set(xs)) == len(xs) and min(xs) >= 0,
+    "a list of different whole numbers of at least 0",
+)
+_KNOWN_ARCHITECTURES = Check(
+    lambda xs: len(xs) > 0 and len(set(xs)) == len(xs) and set(xs) <= set(ARCHITECTURES),
+    f"a list of different names out of {', '.join(ARCHITECTURES)}",
+)
+
+Positive = Annotated[float, _POSITIVE]
+NonNegative = Annotated[float, _NON_NEGATIVE]
+Fraction = Annotated[float, _FRACTION]
+Count = Annotated[int, _AT_LEAST_ONE]
+
+# A row's and a protocol's name become parts of case ids, file names and pytest's -k expressions.
+_NAME = re.compile(r"[a-z0-9][a-z0-9.+_-]*")
+_NAME_ALLOWED = "lower-case letters, digits and any of . + _ - after the first"
+
+
+@dataclass(frozen=True)
+class Data:
+    """The data set and what is done to it."""
+
+    name: Literal["digits", "fashion-mnist", "cifar10", "cifar100"]
+    label_noise: Fraction = 0.0  # part of the training labels replaced by a wrong one
+    augmentation: Literal["none", "crop", "crop-flip"] = "none"
+    validation: Fraction = 0.0  # part of the training images held out to choose hyperparameters
+    train_examples: Count | None = None  # a stratified subset
+    evaluation: Literal["test", "validation"] = "test"
+
+
+@dataclass(frozen=True)
+class Training:
+    """What every optimizer's run shares."""
+
+    epochs: Count
+    batch_size: Annotated[int, Check(lambda x: x >= 2, "a whole number of at least 2")]
+    loss: Literal["cross-entropy"] = "cross-entropy"
+    label_smoothing: Fraction = 0.0
+    schedule: Literal["constant", "cosine", "step"] = "cosine"
+    milestones: Annotated[tuple[float, ...], _FRACTIONS] = ()  # of the epochs; schedule "step"
+    decay: Annotated[float, Check(lambda x: 0 < x <= 1, "a number in (0, 1]")] = 0.2
+    warmup_epochs: Annotated[int, _NATURAL] = 0  # linear from 0
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"  # auto: bf16 where the device is fast at it
+
+
+@dataclass(frozen=True)
+class Model:
+    """The networks."""
+
+    width: Count
+    architectures: Annotated[tuple[str, ...], _KNOWN_ARCHITECTURES] = ARCHITECTURES
+
+
+Measure = Literal[
+    "ascent_sharpness",
+    "ascent_sharpness_10_steps",
+    "adaptive_ascent_sharpness",
+    "average_sharpness",
+    "adaptive_average_sharpness",
+    "hessian_max_eigenvalue",
+    "hessian_trace",
+]
+
+
+@dataclass(frozen=True)
+class Sharpness:
+    """How sharpness is measured: alike in every cell, whatever the row trains with.
+
+    ``rho``, ``adaptive`` and ``eta`` are `sam_sharpness`'s, which every epoch records. The others
+    are for the measures on a fixed part of the training images.
+    """
+
+    rho: Positive = 0.05
+    adaptive: bool = False
+    eta: NonNegative = 0.0
+    every_epoch: tuple[Measure, ...] = ()
+    at_end: tuple[Measure, ...] = ()
+    examples: Count = 256
+    batchnorm: Literal["eval", "train"] = "eval"
+    adaptive_rho: Positive = 0.5  # of the adaptive ascent; a length relative to |w|
+    sigma: Positive = 0.01  # of the average's noise
+    adaptive_sigma: Positive = 0.1  # relative to |w|
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """One row of the table. With ``rho`` it is SAM (or ASAM) over the base, else the base alone.
+
+    ``epochs``, ``label_smoothing`` and ``warmup_epochs`` override the protocol's, for rows such
+    as a base at twice the epochs (equal compute) or a study whose scripts differed.
+    """
+
+    name: str
+    base: Literal["sgd", "adam", "adamw"]
+    lr: Positive
+    momentum: Fraction = 0.0
+    nesterov: bool = False
+    betas: Annotated[tuple[float, ...], _BETAS] = (0.9, 0.999)
+    weight_decay: NonNegative = 0.0
+    rho: Positive | None = None
+    adaptive: bool = False
+    eta: NonNegative = 0.0
+    epochs: Count | None = None
+    label_smoothing: Fraction | None = None
+    warmup_epochs: Annotated[int, _NATURAL] | None = None
+
+    @property
+    def is_sam(self) -> bool:
+        """Whether the row perturbs."""
+        return self.rho is not None
+
+
+_MEAN_AND_STD = Check(
+    lambda xs: len(xs) == 2 and 0 <= xs[0] <= 100 and xs[1] >= 0,
+    "[mean, std] of an accuracy in percent",
+)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Published results that this protocol reproduces; the report shows them beside its own."""
+
+    source: str
+    seeds: Count  # how many runs a mean and its sample std are over
+    test_accuracy: dict[str, dict[str, Annotated[tuple[float, ...], _MEAN_AND_STD]]]
+    # architecture -> row -> (mean, std)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A validated protocol file."""
+
+    name: str
+    data: Data
+    training: Training
+    model: Model
+    optimizers: Mapping[str, Optimizer]
+    overrides: Mapping[tuple[str, str], Optimizer]  # (optimizer, architecture) -> row as it runs
+    sharpness: Sharpness = field(default_factory=Sharpness)
+    seeds: Annotated[tuple[int, ...], _SEEDS] = (0, 1, 2)
+    description: str = ""
+    reference: Reference | None = None
+
+    def optimizer(self, name: str, architecture: str) -> Optimizer:
+        """Return the row as it runs on one architecture."""
+        return self.overrides.get((name, architecture), self.optimizers[name])
+
+    def base_of(self, name: str) -> str | None:
+        """Return the row a SAM row is compared with: its name up to the last "+", if that is one.
+
+        "adam+sam" is paired with "adam"; a row that does not perturb is paired with none.
+        """
+        base, plus, _ = name.rpartition("+")
+        if not plus or not self.optimizers[name].is_sam or base not in self.optimizers:
+            return None
+        return base
+
+    def common_hash(self) -> str:
+        """Return 12 hex digits over what all cells of the table share; unequal: no one table."""
+        return _hash(self.data, self.training, self.model.width, self.sharpness)
+
+    def cell_hash(self, optimizer: str, architecture: str) -> str:
+        """Return 12 hex digits over everything in the file that bears on one cell's result.
+
+        Comments, descriptions, seeds and the other rows do not.
+        """
+        return _hash(self.common_hash(), self.optimizer(optimizer, architecture), architecture)
+
+
+def _hash(*parts: object) -> str:
+    """Return the first 12 hex digits of the SHA-256 of dataclasses' and plain values' content."""
+    content = json.dumps(parts, sort_keys=True, default=dataclasses.asdict)
+    return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+
+def available() -> tuple[str, ...]:
+    """Return the names of the protocols that come with flatbench."""
+    return tuple(sorted(path.stem for path in PROTOCOLS.glob("*.toml")))
+
+
+def load(name_or_path: str) -> Protocol:
+    """Read a protocol by its name, or a file of one's own by its path (ending in ``.toml``).
+
+    Raises:
+        UsageError: no such protocol; not TOML; or a key that is unknown, missing, of the wrong
+            type or out of range.
+    """
+    path = Path(name_or_path)
+    if path.suffix != ".toml":
+        path = PROTOCOLS / f"{name_or_path}.toml"
+        if name_or_path not in available():
+            raise UsageError(
+                f"protocol {name_or_path!r} is unknown; allowed: {', '.join(available())}, "
+                "or the path of a .toml file"
+            )
+    if not _NAME.fullmatch(path.stem):
+        raise UsageError(f"{path}: file name {path.stem!r} must be {_NAME_ALLOWED}")
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: is not UTF-8: {error.reason} at byte {error.start}") from None
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, or too long or deep
+        raise UsageError(f"{path}: is not TOML: {error}") from None
+    return _Reader(path).protocol(table)
+
+
+class _Reader(Reader):
+    """A reader that knows how a protocol's tables hang together."""
+
+    def protocol(self, table: dict[str, Any]) -> Protocol:
+        sections = {"data": Data, "training": Training, "model": Model, "sharpness": Sharpness}
+        given: dict[str, Any] = {"sharpness": {}} | table
+        top_level = {"optimizers", "seeds", "description", "reference", *sections}
+        self.known(given, top_level, "")
+        for name in ("data", "training", "model", "optimizers"):
+            if name not in given:
+                raise UsageError(f"{self.source}: table [{name}] is missing")
+        parts: dict[str, Any] = {
+            name: self.read(section, self.table(given[name], name), f"{name}.")
+            for name, section in sections.items()
+        }
+        hints = typing.get_type_hints(Protocol, include_extras=True)
+        for key in ("seeds", "description"):
+            if key in given:
+                parts[key] = self.value(given[key], hints[key], key)
+
+        rows: dict[str, Optimizer] = {}
+        overrides: dict[tuple[str, str], Optimizer] = {}
+        for name, row in self.table(given["optimizers"], "optimizers").items():
+            key = f"optimizers.{quoted(name)}"
+            if not _NAME.fullmatch(name):
+                raise UsageError(f"{self.source}: {key}: a row's name must be {_NAME_ALLOWED}")
+            shared = dict(self.table(row, key))
+            per_architecture = self.table(shared.pop("architectures", {}), f"{key}.architectures")
+            self.known(per_architecture, set(ARCHITECTURES), f"{key}.architectures.")
+            rows[name] = self._optimizer(name, shared, key)
+            for architecture, change in per_architecture.items():
+                where = f"{key}.architectures.{architecture}"
+                changed = shared | self.table(change, where)
+                overrides[name, architecture] = self._optimizer(name, changed, where)
+        if not rows:
+            raise UsageError(f"{self.source}: table [optimizers] holds no row")
+        if "reference" in given:
+            reference = self.read(
+                Reference, self.table(given["reference"], "reference"), "reference."
+            )
+            parts["reference"], published = reference, reference.test_accuracy
+            self.known(published, parts["model"].architectures, "reference.test_accuracy.")
+            for architecture, cells in published.items():
+                self.known(cells, rows, f"reference.test_accuracy.{architecture}.")
+        protocol = Protocol(
+            name=Path(self.source).stem, optimizers=rows, overrides=overrides, **parts
+        )
+        self._check_schedule(protocol.training)
+        if protocol.data.evaluation == "validation" and protocol.data.validation == 0:
+            allowed = '"test" unless data.validation is above 0'
+            raise self.error("data.evaluation", "validation", allowed)
+        return protocol
+
+    def _optimizer(self, name: str, row: dict[str, Any], key: str) -> Optimizer:
+        optimizer = self.read(Optimizer, row, f"{key}.", name=name)
+        if optimizer.base != "sgd":
+            for k in ("momentum", "nesterov"):
+                if k in row:
+                    raise self.error(f"{key}.{k}", row[k], 'no such key unless base = "sgd"')
+        elif "betas" in row:
+            raise self.error(f"{key}.betas", row["betas"], 'no such key unless base is "adam(w)"')
+        if optimizer.nesterov and optimizer.momentum == 0:
+            raise self.error(f"{key}.nesterov", True, "false unless momentum is above 0")
+        if not optimizer.is_sam:
+            for k in ("adaptive", "eta"):
+                if k in row:
+                    raise self.error(f"{key}.{k}", row[k], "no such key unless rho is given")
+        return optimizer
+
+    def _check_schedule(self, training: Training) -> None:
+        if training.schedule == "step" and not training.milestones:
+            raise UsageError(f'{self.source}: training.milestones is missing: schedule = "step"')
+        if training.schedule != "step" and training.milestones:
+            allowed = 'no such key unless schedule = "step"'
+            raise self.error("training.milestones", list(training.milestones), allowed)

@@ -1,0 +1,115 @@
+"""Where a record came from: code, packages, device and numeric settings. No host names."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import flatbench
+
+
+@functools.cache
+def code_version() -> dict[str, Any]:
+    """Return the commit and whether the tree differs from it; None outside a git checkout."""
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", *arguments], cwd=folder, capture_output=True, text=True, check=False
+            )
+        except FileNotFoundError:
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    # an installed copy may lie in somebody else's checkout: only a tracked file counts
+    if git("ls-files", "--error-unmatch", Path(__file__).name) is None:
+        return {"commit": None, "dirty": None}
+    return {
+        "commit": git("rev-parse", "HEAD"),
+        "dirty": bool(git("status", "--porcelain", "--untracked-files=no", "--", str(folder))),
+    }
+
+
+@functools.cache
+def source_hash() -> str:
+    """Return 12 hex digits of the SHA-256 of flatbench's own Python sources."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def key(cell_hash: str, seed: int, device: torch.device) -> str:
+    """Return what two runs must share for one to stand for the other, bit for bit.
+
+    The protocol's content for the case, the seed, flatbench's sources, torch, and the device.
+    """
+    parts = [cell_hash, str(seed), source_hash(), torch.__version__, _device_name(device)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+
+
+@functools.cache
+def processor() -> str:
+    """Return the processor's name as the system gives it."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def describe(device: torch.device, precision: str) -> dict[str, Any]:
+    """Return the provenance of a run on this device in this process."""
+    on_cuda = device.type == "cuda"
+    return {
+        "flatbench_version": flatbench.__version__,
+        **code_version(),
+        "source_hash": source_hash(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "system": platform.system(),
+        "processor": processor(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "device_kind": device.type,
+        "device": _device_name(device),
+        "driver": _driver() if on_cuda else None,
+        "cuda": torch.version.cuda if on_cuda else None,
+        "cudnn": _cudnn() if on_cuda else None,
+        "tf32": torch.backends.cuda.matmul.allow_tf32 if on_cuda else None,
+        "precision": precision,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _cudnn() -> int | None:
+    version: int | None = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    return version
+
+
+@functools.cache
+def _driver() -> str | None:
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except FileNotFoundError:
+        return None
+    return done.stdout.split("\n")[0].strip() or None

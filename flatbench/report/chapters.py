@@ -1,0 +1,145 @@
+"""What a report says of one protocol, before any format: tables and plain sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from scipy import stats
+
+from flatbench.protocol import Protocol
+from flatbench.record import Record
+from flatbench.report.data import Numbers
+from flatbench.report.ranking import ranking_table
+from flatbench.report.sections import sections
+from flatbench.report.tables import (
+    Table,
+    equal_compute_table,
+    main_tables,
+    significance_table,
+    time_to_accuracy_table,
+    usual_pairs,
+)
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """One protocol's part of a report. No string in it is escaped."""
+
+    numbers: Numbers
+    tables: tuple[Table, ...]
+    remarks: tuple[str, ...]  # what the numbers can and cannot say
+    failures: tuple[tuple[str, str], ...]  # case id, what became of it and why
+    made_with: tuple[str, ...]  # one line a set-up
+
+    @property
+    def name(self) -> str:
+        """The protocol's name."""
+        return self.numbers.section.protocol
+
+    @property
+    def on_validation(self) -> bool:
+        """Whether the numbers are of the validation part."""
+        return self.numbers.section.evaluation == "validation"
+
+
+def chapters(
+    records: Iterable[Record],
+    protocols: Iterable[Protocol] = (),
+    *,
+    brief: bool = False,
+    target: float | None = None,
+) -> list[Chapter]:
+    """Return one chapter a protocol.
+
+    Args:
+        records: of any number of protocols.
+        protocols: for the order of rows, and published results, of protocols that do not come
+            with flatbench.
+        brief: only accuracy, `sam_sharpness`, SAM − base, failures and provenance.
+        target: of the time to accuracy, percent; see `time_to_accuracy_table`.
+
+    Raises:
+        UsageError: records that cannot share a table; see `flatbench.report.sections`.
+    """
+    return [_chapter(Numbers(section), brief, target) for section in sections(records, protocols)]
+
+
+def _chapter(numbers: Numbers, brief: bool, target: float | None) -> Chapter:
+    section = numbers.section
+    made: list[Table | None] = [*main_tables(numbers, brief)]
+    if not brief:
+        if section.base_of:
+            made.append(significance_table(numbers))
+        made += [
+            equal_compute_table(numbers),
+            time_to_accuracy_table(numbers, target),
+            ranking_table(numbers),
+        ]
+    return Chapter(
+        numbers,
+        tuple(table for table in made if table is not None),
+        () if brief else tuple(_remarks(numbers)),
+        tuple(
+            (record.id, f"{record.status}: {record.reason or 'no reason recorded'}")
+            for record in section.records
+            if record.status != "completed"
+        ),
+        tuple(dict.fromkeys(made_with(r.provenance) for r in section.records if r.provenance)),
+    )
+
+
+def _remarks(numbers: Numbers) -> Iterable[str]:
+    """Yield what the numbers can and cannot say, in plain words."""
+    gains = numbers.sam_gains
+    n = usual_pairs(gains)
+    if n == 1:
+        yield (
+            "One seed: no interval and no test. A difference here may be the seed's as well as "
+            "the optimizer's."
+        )
+    elif n > 1:
+        reach = float(stats.t.ppf(0.975, n - 1)) / n**0.5
+        yield (
+            f"n = {n}: a mean difference is told from zero (at 5 %, before correction) only where "
+            f"it exceeds {reach:.2f} standard deviations of the differences."
+        )
+    if 1 < n < 6:
+        yield (
+            f"The t-test takes the differences to be normal, which {n} values cannot show, and "
+            f"without that no test of {n} pairs can reach 5 %: the signed-rank test's smallest "
+            f"p-value is {2.0 ** (1 - n):g}. Read bold as worth more seeds, not as proof."
+        )
+    covered = {(gain.architecture, gain.row) for gain in numbers.equal_compute}
+    if any((gain.architecture, gain.row) not in covered for gain in gains):
+        yield (
+            "At equal epochs SAM has twice its base's gradient evaluations. Where the table of "
+            "equal compute lacks a row, the gain is not a gain at equal cost."
+        )
+
+
+def made_with(provenance: Mapping[str, Any]) -> str:
+    """Return a record's software and hardware in a line."""
+    parts = []
+    for label, key in _MADE_WITH:
+        value = provenance.get(key)
+        if value is not None and value != "":
+            parts.append(f"{label}{str(value)[:12] if key == 'commit' else value}")
+            if key == "commit" and provenance.get("dirty"):
+                parts[-1] += " with uncommitted changes"
+    return ", ".join(parts)
+
+
+_MADE_WITH = (
+    ("flatbench ", "flatbench_version"),
+    ("commit ", "commit"),
+    ("protocol content ", "common_hash"),
+    ("PyTorch ", "torch"),
+    ("Python ", "python"),
+    ("on ", "device"),
+    ("driver ", "driver"),
+    ("CUDA ", "cuda"),
+    ("precision ", "precision"),
+    ("threads ", "threads"),
+)

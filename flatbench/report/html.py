@@ -1,0 +1,114 @@
+"""A report as one HTML page that needs nothing else: no network, no other file.
+
+The page's own policy forbids every request and any script but the one hashed here, so that a
+name in a record can do nothing even if an escape were forgotten; and jinja2 escapes all.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from flatbench import figures
+from flatbench.record import Record
+from flatbench.report.chapters import Chapter
+from flatbench.report.ranking import correlation, tau_text
+from flatbench.report.tables import measure_name
+from flatbench.report.text import decimals, number, plain
+
+_FOLDER = Path(__file__).parent
+
+
+def render(chapters: Iterable[Chapter]) -> str:
+    """Return the page."""
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        loader=jinja2.FileSystemLoader(_FOLDER),
+        finalize=lambda value: plain(value) if type(value) is str else value,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    script = (_FOLDER / "page.js").read_text(encoding="utf-8")
+    return environment.get_template("page.html").render(
+        chapters=[_shown(chapter) for chapter in chapters],
+        style=Markup((_FOLDER / "page.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+
+
+def _shown(chapter: Chapter) -> dict[str, Any]:
+    return {
+        "name": chapter.name,
+        "on_validation": chapter.on_validation,
+        "tables": chapter.tables,
+        "remarks": chapter.remarks,
+        "failures": chapter.failures,
+        "made_with": chapter.made_with,
+        "figures": list(_figures(chapter)),
+        "cases": [_case(record) for record in chapter.numbers.section.records],
+    }
+
+
+def _figures(chapter: Chapter) -> Iterable[dict[str, str]]:
+    """Yield every figure as an SVG in a data address, with what it shows in words."""
+    part = chapter.numbers.section.evaluation
+    for name, draw in figures.drawn(chapter.numbers).items():
+        svg = figures.rendered(draw(), "svg")
+        if name.startswith("gap-"):
+            measure = name.removeprefix("gap-")
+            found = correlation(chapter.numbers, measure, "gap")
+            title = f"{measure_name(measure)} against the generalization gap"
+            tau = "undefined" if found is None else tau_text(found)
+            words = (
+                "The gap: training accuracy, of the labels trained on, less "
+                f"{part} accuracy. One point a run. Kendall's τ: {tau}."
+            )
+        else:
+            what = f"{part} accuracy" if name == "test_accuracy" else measure_name(name)
+            title = f"{what.removesuffix(' of the last epoch')} by epoch"
+            words = "Line: mean over the seeds; band: ± sample standard deviation."
+        yield {
+            "title": title[0].upper() + title[1:],
+            "words": words,
+            "source": "data:image/svg+xml;base64," + base64.b64encode(svg).decode(),
+        }
+
+
+def _case(record: Record) -> dict[str, Any]:
+    return {
+        "id": record.id.removeprefix(f"{record.protocol}/"),
+        "status": record.status,
+        "accuracy": record.test_accuracy,
+        "sharpness": record.sam_sharpness,
+        "seconds": record.seconds,
+        "curves": [
+            _curve("accuracy", [epoch.test_accuracy for epoch in record.history], 1),
+            _curve("sharpness", [epoch.sam_sharpness for epoch in record.history], None),
+        ]
+        if record.history
+        else [],
+    }
+
+
+def _curve(name: str, values: Sequence[float], places: int | None) -> dict[str, str]:
+    """Return a curve 60 × 16 units large, from its least to its largest value, and in words."""
+    places = decimals([values[0], values[-1]], 2) if places is None else places
+    low, high = min(values), max(values)
+    steps = max(len(values) - 1, 1)
+    points = " ".join(
+        f"{60 * i / steps:.1f},{16 - 16 * (v - low) / (high - low) if high > low else 8.0:.1f}"
+        for i, v in enumerate(values)
+    )
+    return {
+        "name": name,
+        "points": points,
+        "words": f"{number(values[0], places)} → {number(values[-1], places)}",
+    }

@@ -1,0 +1,79 @@
+"""A report's tables as LaTeX, to be put into a paper: needs the package booktabs and no other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from flatbench.report.chapters import Chapter
+from flatbench.report.tables import Cell, Table
+from flatbench.report.text import plain
+
+# What LaTeX reads as a command, and the signs that flatbench's own tables use.
+_SIGNS = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "%": r"\%",
+    "#": r"\#",
+    "_": r"\_",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "±": r"$\pm$",
+    "−": r"$-$",
+    "×": r"$\times$",
+    "→": r"$\to$",
+    "≥": r"$\geq$",
+    "ρ": r"$\rho$",
+    "τ": r"$\tau$",
+    "ε": r"$\varepsilon$",
+    "‖": r"$\|$",
+    "∇": r"$\nabla$",
+    "–": "--",
+    "—": "---",
+}
+
+
+def render(chapters: Iterable[Chapter]) -> str:
+    """Return every table as a ``table`` float, with remarks and provenance as comments."""
+    lines = [r"% \usepackage{booktabs}; UTF-8 input", ""]
+    for chapter in chapters:
+        lines += [f"% Protocol {plain(chapter.name)}"]
+        lines += [f"% {plain(line)}" for line in (*chapter.made_with, *chapter.remarks)]
+        lines += [f"% {plain(f'{case} {why}')}" for case, why in chapter.failures]
+        lines += [f"\n{_table(table)}" for table in chapter.tables]
+    return "\n".join(lines)
+
+
+def latex_text(text: str) -> str:
+    """Return a string as LaTeX that shows it and does nothing else."""
+    return "".join(_SIGNS.get(c, c) for c in plain(text))
+
+
+def _table(table: Table) -> str:
+    rows = [[latex_text(label), *map(_cell, cells)] for label, cells in table.rows]
+    head = [latex_text(name) for name in (table.corner, *table.columns)]
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{latex_text(table.title)}. {latex_text(table.note)}}}",
+            rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
+            r"\toprule",
+            " & ".join(head) + r" \\",
+            r"\midrule",
+            *(" & ".join(row) + r" \\" for row in rows),
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
+    )
+
+
+def _cell(cell: Cell) -> str:
+    text = latex_text(cell.text)
+    return rf"\textbf{{{text}}}" if cell.strong else text

@@ -1,0 +1,100 @@
+"""Which sharpness measures rank the optimizers as test accuracy does?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from flatbench.report.data import Numbers
+from flatbench.report.tables import MISSING, Cell, Table, measure_name
+from flatbench.report.text import number
+from flatbench.stats import Correlation, kendall
+
+
+def correlation(numbers: Numbers, measure: str, against: str = "test_error") -> Correlation | None:
+    """Return Kendall's τ of a sharpness measure with an error, over runs of one architecture.
+
+    Args:
+        numbers: of one section.
+        measure: a sharpness measure.
+        against: ``test_error`` (100 − test accuracy) or ``gap`` (training accuracy, which is of
+            the labels trained on, less test accuracy), both in percent.
+    """
+    frame = numbers.frame
+    runs = frame[(frame["status"] == "completed") & frame["test_accuracy"].notna()]
+    error = (100.0 if against == "test_error" else runs["train_accuracy"]) - runs["test_accuracy"]
+    runs = runs.assign(error=error)
+    runs = runs[runs["error"].notna() & runs[measure].notna()]
+    architectures = runs["architecture"].tolist()
+    return kendall(
+        runs[measure].tolist(),
+        runs["error"].tolist(),
+        list(zip(architectures, runs["optimizer"].tolist(), strict=True)),
+        strata=architectures,
+    )
+
+
+def ranking_table(numbers: Numbers) -> Table | None:
+    """Return τ of every measure with the test error; None with fewer than three rows."""
+    section = numbers.section
+    if len(section.optimizers) < 3:
+        return None
+    rows = tuple(
+        (
+            measure_name(measure),
+            (
+                *(
+                    _rows_cell(numbers, measure, architecture)
+                    for architecture in section.architectures
+                ),
+                _runs_cell(correlation(numbers, measure)),
+            ),
+        )
+        for measure in numbers.measures
+    )
+    k = len(section.optimizers)
+    return Table(
+        f"Does sharpness rank optimizers as {section.evaluation} accuracy does? {section.protocol}",
+        f"Kendall's τ-b between sharpness and {section.evaluation} error: +1, the flatter of two "
+        "is always the more accurate; 0, no relation; −1, always the less accurate. By "
+        "architecture: of the rows' means over seeds. All runs: of pairs of runs of two rows on "
+        "one architecture, with a rough 95 % interval by resampling whole cells, for seeds of a "
+        "cell are not independent evidence (none below 5 cells, or where all pairs agree). "
+        f"{k} rows in random order agree fully with probability 1/{math.factorial(k)}: "
+        + (
+            "so few rows can suggest an answer, not settle it."
+            if k < 6
+            else "the rows are a choice, not a sample of all optimizers."
+        ),
+        "measure",
+        (*section.architectures, "all runs"),
+        rows,
+    )
+
+
+def _rows_cell(numbers: Numbers, measure: str, architecture: str) -> Cell:
+    sharpness, accuracy = numbers.cells(measure), numbers.cells("test_accuracy")
+    both = [
+        (s, -a)
+        for row in numbers.section.optimizers
+        if (key := (architecture, row)) in accuracy
+        and (s := sharpness[key].summary.mean) is not None
+        and (a := accuracy[key].summary.mean) is not None
+    ]
+    found = kendall([s for s, _ in both], [e for _, e in both], range(len(both)), resamples=1)
+    if found is None:
+        return Cell(MISSING)
+    return Cell(f"{number(found.tau, 2, sign=True)} ({found.n} rows)", found.tau)
+
+
+def _runs_cell(found: Correlation | None) -> Cell:
+    return Cell(MISSING) if found is None else Cell(tau_text(found), found.tau)
+
+
+def tau_text(found: Correlation) -> str:
+    """Return τ, its interval where there is one, and what it is over."""
+    of: Sequence[str] = [f"n = {found.n} runs in {found.clusters} cells"]
+    if found.interval is not None:
+        ends = (number(end, 2, sign=True) for end in (found.interval.low, found.interval.high))
+        of = [f"95 %: {' to '.join(ends)}", *of]
+    return f"{number(found.tau, 2, sign=True)} ({'; '.join(of)})"

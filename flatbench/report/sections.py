@@ -1,0 +1,150 @@
+"""Which records may stand in one table: one section a protocol, or one clear error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from flatbench.errors import UsageError
+from flatbench.protocol import Protocol, Reference, available, load
+from flatbench.record import Record
+from flatbench.report.text import plain
+
+# What makes two records of one case the same result, whatever machine they come from.
+_RESULTS = (
+    "status",
+    "test_accuracy",
+    "test_loss",
+    "train_accuracy",
+    "train_loss",
+    "sam_sharpness",
+    "sharpness",
+    "gradient_evaluations",
+)
+
+
+@dataclass(frozen=True)
+class Section:
+    """One protocol's records, each case once, with the order of the table's rows and columns."""
+
+    protocol: str
+    evaluation: str  # the part that test_* were measured on: "test" or "validation"
+    common_hash: str | None
+    records: tuple[Record, ...]
+    architectures: tuple[str, ...]
+    optimizers: tuple[str, ...]
+    base_of: Mapping[str, str]  # SAM row -> the row it is compared with
+    base_optimizer: Mapping[str, str]  # row -> "sgd", "adam", ..., where the records say so
+    reference: Reference | None  # published results of the very same protocol content
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """All seeds that any record has, in rising order."""
+        return tuple(sorted({record.seed for record in self.records}))
+
+
+def sections(records: Iterable[Record], protocols: Iterable[Protocol] = ()) -> list[Section]:
+    """Group records by protocol, in the order first seen.
+
+    Rows and columns come in the order of the protocol of that name, if it is among ``protocols``
+    or flatbench's own; what it does not have comes after, as first seen.
+
+    Raises:
+        UsageError: within one protocol, records of different protocol contents or evaluation
+            parts, a row compared with two bases, or one case twice with different results.
+    """
+    by_protocol: dict[str, list[Record]] = {}
+    for record in records:
+        by_protocol.setdefault(record.protocol, []).append(record)
+    given = {p.name: p for p in protocols}
+    return [
+        _section(name, group, given.get(name) or _published(name))
+        for name, group in by_protocol.items()
+    ]
+
+
+def _published(name: str) -> Protocol | None:
+    return load(name) if name in available() else None
+
+
+def _section(name: str, records: Sequence[Record], protocol: Protocol | None) -> Section:
+    label = plain(name)
+    evaluation = _only(label, "evaluation", (r.evaluation for r in records))
+    common_hash = _only(label, "provenance.common_hash", _hashes(records, "common_hash"))
+    cells: dict[tuple[str, str], list[Record]] = {}
+    rows: dict[str, list[Record]] = {}
+    for record in records:
+        cells.setdefault((record.architecture, record.optimizer), []).append(record)
+        rows.setdefault(record.optimizer, []).append(record)
+    for (architecture, optimizer), group in cells.items():
+        where = plain(f"{name}/{architecture}/{optimizer}")
+        _only(where, "provenance.cell_hash", _hashes(group, "cell_hash"))
+    bases: dict[str, dict[str, str]] = {"base_row": {}, "base": {}}
+    for optimizer, group in rows.items():
+        for key, found in bases.items():
+            values = (getattr(r, key) for r in group if r.base is not None or key != "base")
+            value = _only(plain(f"{name}/*/{optimizer}"), key, values)
+            if value is not None:
+                found[optimizer] = value
+    same = protocol is not None and protocol.common_hash() == common_hash
+    return Section(
+        protocol=name,
+        evaluation=evaluation or "test",
+        common_hash=common_hash,
+        records=tuple(_each_case_once(records)),
+        architectures=_ordered(
+            [r.architecture for r in records], protocol.model.architectures if protocol else ()
+        ),
+        optimizers=_ordered(
+            [r.optimizer for r in records], tuple(protocol.optimizers) if protocol else ()
+        ),
+        base_of=bases["base_row"],
+        base_optimizer=bases["base"],
+        reference=protocol.reference if protocol is not None and same else None,
+    )
+
+
+def _hashes(records: Iterable[Record], key: str) -> Iterable[str | None]:
+    """Yield a provenance entry of each record, but not its absence from a failed one.
+
+    A worker that died may not have told what it was working on; a result that does not say what
+    it is a result of can't be mixed with results that do.
+    """
+    for record in records:
+        value = record.provenance.get(key)
+        if value is not None or record.status != "failed":
+            yield value if value is None or isinstance(value, str) else json.dumps(value)
+
+
+def _only(where: str, field: str, values: Iterable[str | None]) -> str | None:
+    distinct = list(dict.fromkeys(values))
+    if len(distinct) > 1:
+        found = ", ".join("none" if value is None else plain(value) for value in distinct)
+        raise UsageError(
+            f"{where}: {field} differs between records ({found}): "
+            "only results of one and the same protocol can share a table"
+        )
+    return distinct[0] if distinct else None
+
+
+def _each_case_once(records: Iterable[Record]) -> Iterable[Record]:
+    seen: dict[str, Record] = {}
+    for record in records:
+        first = seen.setdefault(record.id, record)
+        if first is record:
+            yield record
+            continue
+        for field in _RESULTS:
+            one, other = getattr(first, field), getattr(record, field)
+            if one != other:
+                raise UsageError(
+                    f"{plain(record.id)}: is there twice with different results: "
+                    f"{field} {one} and {other}; give one of the two"
+                )
+
+
+def _ordered(names: Iterable[str], published: Sequence[str]) -> tuple[str, ...]:
+    """Return distinct names: the published ones in their order, then the rest as first seen."""
+    seen = dict.fromkeys(names)
+    return tuple(n for n in published if n in seen) + tuple(n for n in seen if n not in published)

@@ -1,0 +1,398 @@
+"""A section's tables in the study's layout: rows optimizers, columns architectures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from flatbench.protocol import Protocol
+from flatbench.record import Record
+from flatbench.report import data
+from flatbench.report.data import ALPHA, Gain, Numbers
+from flatbench.report.sections import Section, sections
+from flatbench.report.text import decimals, number, ranges
+from flatbench.stats import Interval
+
+MISSING = "—"
+
+_NAMES = {
+    "sam_sharpness": "SAM sharpness ρ‖∇L‖ of the last epoch",
+    "ascent_sharpness": "Ascent sharpness max L(w + ε) − L(w)",
+    "average_sharpness": "Average sharpness E[L(w + ε)] − L(w)",
+    "hessian_max_eigenvalue": "Largest eigenvalue of the Hessian",
+    "hessian_trace": "Trace of the Hessian",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a cell shows, the number to sort it by (None: none), and whether it is set bold."""
+
+    text: str
+    value: float | None = None
+    strong: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A titled table; ``rows`` are (label, one cell a column). No string in it is escaped."""
+
+    title: str
+    note: str
+    corner: str  # the heading of the labels
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[Cell, ...]], ...]
+
+
+def tables(records: Iterable[Record], protocols: Iterable[Protocol] = ()) -> dict[str, list[Table]]:
+    """Return every protocol's main tables by its name; see `main_tables`.
+
+    Raises:
+        UsageError: records that cannot share a table; see `flatbench.report.sections`.
+    """
+    return {
+        section.protocol: main_tables(Numbers(section)) for section in sections(records, protocols)
+    }
+
+
+def main_tables(numbers: Numbers, brief: bool = False) -> list[Table]:
+    """Return test accuracy, every sharpness measure (brief: the first), and SAM − base by seed."""
+    made = [accuracy_table(numbers)]
+    if numbers.section.reference is not None:
+        made.append(reference_table(numbers))
+    measures = numbers.measures[:1] if brief else numbers.measures
+    made += [sharpness_table(numbers, measure) for measure in measures]
+    if numbers.section.base_of:
+        made.append(gain_table(numbers))
+    return made
+
+
+def described(section: Section, n: int) -> str:
+    """Return what a table is of: protocol, evaluation part, seeds and the usual n."""
+    seeds = f"seed{'s' if len(section.seeds) > 1 else ''} {ranges(section.seeds)}"
+    return f"{section.protocol}, {section.evaluation} part, {seeds}, n = {n}"
+
+
+def measure_name(measure: str) -> str:
+    """Return a sharpness measure's name in a heading."""
+    return _NAMES.get(measure, measure)
+
+
+def accuracy_table(numbers: Numbers) -> Table:
+    """Return the study's table; bold where the corrected paired test supports the better row."""
+    better = {
+        (gain.architecture, gain.row if gain.paired.mean > 0 else gain.base)
+        for gain in numbers.sam_gains
+        if gain.supported and gain.paired is not None
+    }
+    name = f"{numbers.section.evaluation.title()} accuracy (%)"
+    note = f"Bold: better than its base, or than its SAM row, by seed; Holm-adjusted p < {ALPHA}."
+    return _measure_table(numbers, "test_accuracy", name, 2, better, note if better else "")
+
+
+def sharpness_table(numbers: Numbers, measure: str) -> Table:
+    """Return a sharpness measure's table."""
+    means = [cell.summary.mean for cell in numbers.cells(measure).values()]
+    places = decimals([mean for mean in means if mean is not None])
+    return _measure_table(numbers, measure, measure_name(measure), places, set(), "")
+
+
+def _measure_table(
+    numbers: Numbers,
+    measure: str,
+    name: str,
+    places: int,
+    strong: set[tuple[str, str]],
+    note: str,
+) -> Table:
+    section, cells = numbers.section, numbers.cells(measure)
+    usual = usual_count(cell.summary.n for cell in cells.values())
+    spread = "mean" if usual == 1 else "mean ± sample standard deviation over seeds"
+    notes = [f"Cells: {spread}; n = {usual} unless a cell says otherwise."]
+    if len({cell.seeds for cell in cells.values() if cell.seeds}) > 1:
+        notes.append("The cells do not all have the same seeds.")
+    if usual == 1:
+        notes.append("One seed says nothing about the spread.")
+    return Table(
+        f"{name}: {described(section, usual)}",
+        " ".join([*notes, note]).strip(),
+        "optimizer",
+        section.architectures,
+        tuple(
+            (
+                row,
+                tuple(
+                    _cell(cells.get((a, row)), usual, places, (a, row) in strong)
+                    for a in section.architectures
+                ),
+            )
+            for row in section.optimizers
+        ),
+    )
+
+
+def usual_count(counts: Iterable[int]) -> int:
+    """Return the commonest n; of equally common ones the largest."""
+    listed = [n for n in counts if n > 0]
+    return max(set(listed), key=lambda n: (listed.count(n), n)) if listed else 0
+
+
+def _cell(cell: data.Cell | None, usual: int, places: int, strong: bool) -> Cell:
+    if cell is None:
+        return Cell(MISSING)
+    lost = [
+        f"{count} {status}"
+        for count, status in ((cell.diverged, "diverged"), (cell.failed, "failed"))
+        if count
+    ]
+    s = cell.summary
+    if s.mean is None:
+        return Cell(", ".join(lost) or MISSING)
+    text = number(s.mean, places)
+    if s.std is not None:
+        text += f" ± {number(s.std, places)}"
+    notes = ([f"n = {s.n}"] if s.n != usual else []) + lost
+    return Cell(f"{text} ({', '.join(notes)})" if notes else text, s.mean, strong)
+
+
+def reference_table(numbers: Numbers) -> Table:
+    """Return the published results with the difference of each cell's own mean from them.
+
+    Raises:
+        ValueError: the section has no reference.
+    """
+    section, cells = numbers.section, numbers.cells("test_accuracy")
+    reference = section.reference
+    if reference is None:
+        raise ValueError(f"protocol {section.protocol!r} has no reference")
+
+    def cell(row: str, architecture: str) -> Cell:
+        published = reference.test_accuracy.get(architecture, {}).get(row)
+        if published is None:
+            return Cell(MISSING)
+        mean, std = published
+        own = cells.get((architecture, row))
+        text = f"{mean:.3f} ± {std:.3f}"
+        if own is None or own.summary.mean is None:
+            return Cell(text, mean)
+        return Cell(f"{text} ({number(own.summary.mean - mean, 2, sign=True)})", mean)
+
+    return Table(
+        f"Published test accuracy (%), and this run's difference from it: {section.protocol}",
+        f"Source: {reference.source}; mean ± std over {reference.seeds} seeds. In parentheses: "
+        "the mean of the table above less the published one.",
+        "optimizer",
+        section.architectures,
+        tuple(
+            (row, tuple(cell(row, architecture) for architecture in section.architectures))
+            for row in section.optimizers
+        ),
+    )
+
+
+def gain_table(numbers: Numbers) -> Table:
+    """Return SAM − base in test accuracy by seed, with t-intervals."""
+    section, gains = numbers.section, numbers.sam_gains
+    usual = usual_pairs(gains)
+    by_cell = {(gain.row, gain.architecture): gain for gain in gains}
+    rows = tuple(
+        (
+            f"{row} − {section.base_of[row]}",
+            tuple(gain_cell(by_cell[row, a], usual) for a in section.architectures),
+        )
+        for row in section.optimizers
+        if row in section.base_of
+    )
+    note = (
+        "Cells: mean of the differences between runs of the same seed (its 95 % t-interval); "
+        f"n = {usual} pairs unless a cell says otherwise."
+    )
+    if any(gain.supported for gain in gains):
+        note += f" Bold: told from zero, Holm-adjusted p < {ALPHA}."
+    return Table(
+        f"Gain in {section.evaluation} accuracy, SAM − base by seed (percentage points): "
+        f"{described(section, usual)}",
+        note,
+        "pair",
+        section.architectures,
+        rows,
+    )
+
+
+def usual_pairs(gains: Sequence[Gain]) -> int:
+    """Return the commonest number of pairs."""
+    return usual_count(gain.paired.n for gain in gains if gain.paired is not None)
+
+
+def gain_cell(gain: Gain, usual: int) -> Cell:
+    """Return a mean difference with its interval."""
+    if gain.paired is None:
+        return Cell(MISSING)
+    text = number(gain.paired.mean, 2, sign=True)
+    if gain.paired.interval is not None:
+        text += f" ({_interval(gain.paired.interval, 2)})"
+    if gain.paired.n != usual:
+        text += f" (n = {gain.paired.n})"
+    return Cell(text, gain.paired.mean, gain.supported)
+
+
+def _interval(interval: Interval, places: int) -> str:
+    low, high = (number(end, places, sign=True) for end in (interval.low, interval.high))
+    return f"{low} to {high}"
+
+
+def significance_table(numbers: Numbers) -> Table:
+    """Return the tests behind the gain table, one row a pair and architecture."""
+    gains = numbers.sam_gains
+    tests = sum(gain.p is not None for gain in gains)
+    note = (
+        f"p: two-sided paired t-test; Holm: p adjusted for the {tests} tests of this table. "
+        "Signed-rank: Wilcoxon's exact test, from 6 pairs on; not corrected, for comparison. "
+        "Effect: Hedges' g of the paired differences (mean / standard deviation, corrected for "
+        "small n). A dash: so few pairs allow no such number."
+    )
+    return Table(
+        f"Tests of the gains: {described(numbers.section, usual_pairs(gains))}",
+        note,
+        "pair",
+        ("architecture", "n", "mean", "95 % interval", "p", "Holm", "signed-rank", "effect"),
+        tuple((f"{gain.row} − {gain.base}", _test_cells(gain)) for gain in gains),
+    )
+
+
+def _test_cells(gain: Gain) -> tuple[Cell, ...]:
+    p = gain.paired
+    architecture = Cell(gain.architecture)
+    if p is None:
+        return (architecture, Cell("0", 0.0), *(Cell(MISSING) for _ in range(6)))
+    return (
+        architecture,
+        Cell(str(p.n), float(p.n)),
+        Cell(number(p.mean, 2, sign=True), p.mean),
+        Cell(MISSING if p.interval is None else _interval(p.interval, 2)),
+        _p_cell(p.t_p),
+        _p_cell(gain.p, gain.supported),
+        _p_cell(p.wilcoxon_p),
+        Cell(MISSING) if p.effect is None else Cell(number(p.effect, 2, sign=True), p.effect),
+    )
+
+
+def _p_cell(p: float | None, strong: bool = False) -> Cell:
+    if p is None:
+        return Cell(MISSING)
+    return Cell("< 0.0001" if p < 1e-4 else f"{p:.4f}", p, strong)
+
+
+def equal_compute_table(numbers: Numbers) -> Table | None:
+    """Return SAM against plain rows of its base at as many gradient evaluations; None: no such."""
+    gains, section = numbers.equal_compute, numbers.section
+    if not gains:
+        return None
+    usual = usual_pairs(gains)
+    accuracies = numbers.cells("test_accuracy")
+    note = (
+        "A SAM step costs two gradient evaluations; here both rows had as many. Difference: mean "
+        "by seed (its 95 % t-interval), Holm-adjusted for the tests of this table. Time: the SAM "
+        "row's training seconds over the other's, which hold for the hardware below alone."
+    )
+    rows = tuple(
+        (
+            f"{gain.row} − {gain.base}",
+            (
+                Cell(gain.architecture),
+                _cell(accuracies.get((gain.architecture, gain.row)), usual, 2, False),
+                _cell(accuracies.get((gain.architecture, gain.base)), usual, 2, False),
+                gain_cell(gain, usual),
+                _p_cell(gain.p, gain.supported),
+                _count_cell(numbers.mean(gain.architecture, gain.row)),
+                _ratio_cell(
+                    numbers.mean(gain.architecture, gain.row, "seconds"),
+                    numbers.mean(gain.architecture, gain.base, "seconds"),
+                ),
+            ),
+        )
+        for gain in gains
+    )
+    return Table(
+        f"{section.evaluation.title()} accuracy (%) at equal compute: {described(section, usual)}",
+        note,
+        "pair",
+        ("architecture", "SAM", "base", "difference", "Holm", "gradient evaluations", "time"),
+        rows,
+    )
+
+
+def _count_cell(count: float | None) -> Cell:
+    return Cell(MISSING) if count is None else Cell(f"{count:.0f}", count)
+
+
+def _ratio_cell(one: float | None, other: float | None) -> Cell:
+    if one is None or not other:
+        return Cell(MISSING)
+    return Cell(f"{one / other:.2f}×", one / other)
+
+
+def time_to_accuracy_table(numbers: Numbers, target: float | None = None) -> Table | None:
+    """Return what it costs to reach a target accuracy; None where no run has a history.
+
+    Args:
+        numbers: of one section.
+        target: percent, for every architecture. By default each architecture's is the lowest
+            final mean among its rows, rounded down: every row reaches it on average.
+    """
+    section = numbers.section
+    if not any(record.history for record in section.records):
+        return None
+    accuracies = numbers.cells("test_accuracy")
+    targets: dict[str, float] = {}
+    for architecture in section.architectures:
+        means = [
+            cell.summary.mean
+            for (a, _), cell in accuracies.items()
+            if a == architecture and cell.summary.mean is not None
+        ]
+        if target is not None or means:
+            targets[architecture] = math.floor(min(means)) if target is None else target
+    how = (
+        "The targets were set from these very runs: the lowest final mean of any row of the "
+        "architecture, rounded down, so that every row reaches it on average."
+        if target is None
+        else "The target was given by the user."
+    )
+    return Table(
+        f"Cost of reaching a target {section.evaluation} accuracy: {section.protocol}",
+        f"Cells: mean gradient evaluations (mean training seconds) until the end of the first "
+        f"epoch at or above the target; a mean only where every run reached it. {how}",
+        "optimizer",
+        tuple(f"{a} (≥ {targets[a]:g} %)" if a in targets else a for a in section.architectures),
+        tuple(
+            (
+                row,
+                tuple(_cost_cell(section, a, row, targets.get(a)) for a in section.architectures),
+            )
+            for row in section.optimizers
+        ),
+    )
+
+
+def _cost_cell(section: Section, architecture: str, row: str, target: float | None) -> Cell:
+    runs = [r for r in section.records if (r.architecture, r.optimizer) == (architecture, row)]
+    if not runs or target is None:
+        return Cell(MISSING)
+    costs = [cost for run in runs if (cost := _cost(run, target)) is not None]
+    if len(costs) < len(runs):
+        return Cell(f"reached by {len(costs)} of {len(runs)}")
+    evaluations = sum(cost[0] for cost in costs) / len(costs)
+    seconds = sum(cost[1] for cost in costs) / len(costs)
+    return Cell(f"{evaluations:.0f} ({number(seconds, decimals([seconds]))} s)", evaluations)
+
+
+def _cost(run: Record, target: float) -> tuple[int, float] | None:
+    evaluations, seconds = 0, 0.0
+    for epoch in run.history:
+        evaluations += epoch.gradient_evaluations
+        seconds += epoch.seconds
+        if epoch.test_accuracy >= target:
+            return evaluations, seconds
+    return None

@@ -1,0 +1,63 @@
+"""Numbers and foreign strings as text that is safe to print."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+
+# What starts a markdown construct: emphasis, code, links, tags, entities, table cells, maths; a
+# heading, quotation or list at the start. A sign in running text, as in "p < 0.05", does not.
+_MARKDOWN = re.compile(
+    r"([\\`*|\[\]~$]|<(?=[A-Za-z/!?])|&(?=[#A-Za-z])|(?<!\w)_|_(?!\w)|^[#>]|^[-+](?=\s))"
+)
+
+
+def plain(text: str) -> str:
+    """Return one printable line: anything else (newlines, control and bidi signs) as an escape.
+
+    A name from a file must not start a new table row, move the terminal's cursor, or fail to
+    encode (lone surrogates).
+    """
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )
+
+
+def markdown_text(text: str) -> str:
+    r"""Return a foreign string as markdown that shows it and does nothing else.
+
+    Underscores inside words stay: they are plain text in GitHub's markdown and common in names.
+    """
+    return _MARKDOWN.sub(r"\\\1", plain(text)) or " "
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """Return whole numbers as "0, 1, 2" or, from four in a row on, "0–9"."""
+    runs: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(
+        f"{run[0]}–{run[-1]}" if len(run) > 3 else ", ".join(map(str, run)) for run in runs
+    )
+
+
+def decimals(values: Sequence[float], digits: int = 3) -> int:
+    """Return how many decimals give the smallest non-zero value ``digits`` digits; at most 6."""
+    sizes = [abs(value) for value in values if value != 0]
+    if not sizes:
+        return digits - 1
+    return min(max(digits - 1 - math.floor(math.log10(min(sizes))), 0), 6)
+
+
+def number(value: float, places: int, *, sign: bool = False) -> str:
+    """Return a number with so many decimals, in powers of ten where it would show as zero."""
+    plus = "+" if sign else ""
+    if value != 0 and abs(value) < 0.5 * 10.0**-places:
+        text = f"{value:{plus}.1e}"
+    else:
+        text = f"{value:{plus}.{places}f}"
+    return text.replace("-", "−") if sign else text

@@ -1,0 +1,55 @@
+"""On which scale a measure's values over seeds are taken to be normal, and limits on it.
+
+Sharpness, time and memory are positive scale quantities: seeds spread them by factors rather than
+by amounts, the spread grows with the size, and no limit can fall below zero. They are taken by
+their logarithm. So is accuracy's error rate, 100 − accuracy, for the same reason: near the top,
+accuracies are skewed to the bad side, and limits for normal accuracies are crossed more often than
+stated. docs/gate.md has the skewness measured and the alarms simulated. Where a value is not above
+zero there is no logarithm, and the values are taken as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+from flatbench.stats import prediction_limit
+
+Scale = Literal["linear", "log", "log-error"]
+
+
+def scale_of(measure: str, values: Sequence[float]) -> Scale:
+    """Return the scale for a measure with these values."""
+    if measure == "test_accuracy":
+        return "log-error" if max(values) < 100 else "linear"
+    return "log" if min(values) > 0 else "linear"
+
+
+def scaled(values: Sequence[float], scale: Scale) -> list[float]:
+    """Return values on a scale."""
+    if scale == "linear":
+        return list(values)
+    return [math.log(100 - v if scale == "log-error" else v) for v in values]
+
+
+def unscaled(value: float, scale: Scale) -> float:
+    """Return what lies at a point of a scale; accuracies not below zero."""
+    if scale == "linear":
+        return value
+    if scale == "log":
+        return math.exp(min(value, 700.0))
+    return 100 - math.exp(min(value, math.log(100)))
+
+
+def worse_limit(
+    measure: str, mean: float, std: float, n: int, level: float, scale: Scale, new: int = 1
+) -> float:
+    """Return the measure's value that the mean of ``new`` seeds is not worse than, with ``level``.
+
+    ``mean`` and ``std`` are of ``n`` values on the scale; worse is a lower accuracy and a higher
+    anything else. The mean over new seeds is taken on the scale too.
+    """
+    falls = measure == "test_accuracy" and scale == "linear"
+    limit = prediction_limit(mean, std, n, level, "lower" if falls else "upper", new)
+    return unscaled(max(limit, 0.0) if falls else limit, scale)

@@ -1,0 +1,342 @@
+"""The loss of a model on fixed examples, as a function L(w) of one flat vector of parameters.
+
+Everything that measures sharpness works on this function. The model is called through
+`torch.func.functional_call` with tensors of our own, so its parameters, their gradients and its
+buffers are never written to; what has to be switched (training flags, arithmetic) is put back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Maps (outputs, targets) to the mean loss of those examples, a scalar."""
+
+BatchNormMode = Literal["eval", "train"]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One measured number.
+
+    Attributes:
+        value: the measure; nan or inf where the loss or its derivatives are not finite.
+        standard_error: of ``value``, from the samples that were averaged; None where there is
+            no average or a single sample.
+        gradient_evaluations: the cost, where 1 is one forward and one backward pass over all the
+            given examples (see `LossSurface`).
+        converged: False where an iteration ended at its limit, short of the tolerance.
+    """
+
+    value: float
+    standard_error: float | None
+    gradient_evaluations: float
+    converged: bool = True
+
+
+@dataclass
+class LossSurface:
+    """L(w), its gradient and its Hessian's products; made by `loss_surface`.
+
+    Flat vectors are float64 of shape (d,), d the number of parameters that require a gradient,
+    in the order of ``model.named_parameters()``; they are cast to the parameters' own types where
+    they enter the model. L is the mean over all examples, summed in float64 over the batches.
+
+    ``gradient_evaluations`` counts the work so far in passes over all examples: a gradient is 1,
+    a loss alone 1/3, k Hessian products at once 1 + 2k (a backward pass costs two forward
+    passes, and a second one through both costs twice their sum: Griewank & Walther 2008).
+    """
+
+    model: nn.Module
+    loss: Loss
+    inputs: Tensor
+    targets: Tensor
+    batch_size: int
+    parameters: dict[str, Tensor]  # those that require a gradient, detached
+    buffers: dict[str, Tensor]
+    center: Tensor  # the model's own w
+    gradient_evaluations: float = 0.0
+
+    @property
+    def examples(self) -> int:
+        """The number of examples that L is a mean over."""
+        return len(self.inputs)
+
+    @property
+    def dimension(self) -> int:
+        """The number d of parameters."""
+        return self.center.numel()
+
+    @property
+    def precision(self) -> float:
+        """The relative spacing of the coarsest parameter type: float32 gives 1.2e-7."""
+        return max(torch.finfo(p.dtype).eps for p in self.parameters.values())
+
+    def groups(self, size: int | None) -> Iterator[LossSurface]:
+        """Yield the surface of each group of ``size`` consecutive examples (the last: the rest)."""
+        count = size or self.examples
+        for inputs, targets in _split(self.inputs, self.targets, count):
+            yield replace(self, inputs=inputs, targets=targets, gradient_evaluations=0.0)
+
+    def value(self, w: Tensor, buffers: Mapping[str, Tensor] | None = None) -> float:
+        """Return L(w); ``buffers`` stand in for the model's own of the same names."""
+        weights = self._unflatten(w)
+        with torch.no_grad():
+            total = sum(
+                (
+                    share * self._batch_loss(weights, x, y, buffers)
+                    for share, x, y in self._batches()
+                ),
+                self.center.new_zeros(()),
+            )
+        self.gradient_evaluations += 1 / 3
+        return float(total)
+
+    def gradient(self, w: Tensor) -> tuple[float, Tensor]:
+        """Return L(w) and the gradient there, (d,)."""
+        leaves = self._leaves(w)
+        total = self.center.new_zeros(())
+        gradient = torch.zeros_like(self.center)
+        with torch.enable_grad():
+            for share, x, y in self._batches():
+                loss = self._batch_loss(dict(zip(self.parameters, leaves, strict=True)), x, y)
+                total += share * loss.detach()
+                if loss.requires_grad:
+                    parts = torch.autograd.grad(loss, leaves, materialize_grads=True)
+                    gradient += share * _flatten(parts)
+        self.gradient_evaluations += 1
+        return float(total), gradient
+
+    def hessian_products(self, vectors: Tensor) -> Tensor:
+        """Return H v for each row v of ``vectors`` (k, d), H the Hessian at the model's w.
+
+        By a second backward pass through the first (Pearlmutter 1994), which the k vectors share.
+        Forward-over-reverse was no faster on a CPU ResNet18, and torch.func's vmapped second
+        derivative of BatchNorm with batch statistics is wrong (seen in torch 2.15).
+        """
+        leaves = self._leaves(self.center)
+        tangents = [list(self._unflatten(vector).values()) for vector in vectors]
+        products = torch.zeros_like(vectors)
+        with torch.enable_grad():
+            for share, x, y in self._batches():
+                loss = self._batch_loss(dict(zip(self.parameters, leaves, strict=True)), x, y)
+                if not loss.requires_grad:
+                    continue
+                gradient = torch.autograd.grad(
+                    loss, leaves, create_graph=True, materialize_grads=True
+                )
+                curved = [i for i, part in enumerate(gradient) if part.requires_grad]
+                if not curved:  # L is linear in w: its gradient does not depend on w
+                    continue
+                for k, tangent in enumerate(tangents):
+                    parts = torch.autograd.grad(
+                        [gradient[i] for i in curved],
+                        leaves,
+                        [tangent[i] for i in curved],
+                        retain_graph=k + 1 < len(tangents),
+                        materialize_grads=True,
+                    )
+                    products[k] += share * _flatten(parts)
+        self.gradient_evaluations += 1 + 2 * len(vectors)
+        return products
+
+    def recomputed_buffers(self, w: Tensor) -> dict[str, Tensor]:
+        """Return the buffers with BatchNorm's running statistics made afresh at w.
+
+        They are the plain averages over the batches of these examples of the batches' means and
+        unbiased variances, as `torch.optim.swa_utils.update_bn` makes them (Izmailov et al. 2018).
+        """
+        norms = [m for m in _batchnorms(self.model) if m.running_mean is not None]
+        if not norms:
+            return self.buffers
+        before = [(m, m.training, m.momentum) for m in norms]
+        owned = {id(b) for m in norms for b in m.buffers(recurse=False)}
+        buffers = {name: b.clone() for name, b in self.buffers.items()}
+        for name, buffer in self.model.named_buffers():
+            if id(buffer) in owned:
+                buffers[name].zero_()  # the first of the averages replaces it
+        weights = self._unflatten(w)
+        try:
+            for m in norms:
+                m.training, m.momentum = True, None  # None: the average over all batches
+            with torch.no_grad():
+                for _, x, _ in self._batches():
+                    functional_call(self.model, weights | buffers, (x,))
+        finally:
+            for m, training, momentum in before:
+                m.training, m.momentum = training, momentum
+        self.gradient_evaluations += 1 / 3
+        return buffers
+
+    def _batches(self) -> Iterator[tuple[float, Tensor, Tensor]]:
+        """Yield each batch's share of the examples, inputs and targets, on the model's device."""
+        device = self.center.device
+        for x, y in _split(self.inputs, self.targets, self.batch_size):
+            yield len(x) / self.examples, x.to(device), y.to(device)
+
+    def _batch_loss(
+        self,
+        weights: dict[str, Tensor],
+        x: Tensor,
+        y: Tensor,
+        buffers: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """Return one batch's mean loss; copies of the buffers take what the call writes there."""
+        own = self.buffers if buffers is None else buffers
+        call = weights | {name: buffer.clone() for name, buffer in own.items()}
+        loss = self.loss(functional_call(self.model, call, (x,)), y)
+        if loss.numel() != 1:
+            raise ValueError(
+                f"loss: returned a tensor of shape {tuple(loss.shape)}; "
+                "allowed: one number, the mean over the examples"
+            )
+        return loss.reshape(())
+
+    def _unflatten(self, flat: Tensor) -> dict[str, Tensor]:
+        """Return copies of the pieces of ``flat`` in the parameters' shapes, types and strides."""
+        pieces = torch.split(flat, [p.numel() for p in self.parameters.values()])
+        return {
+            name: torch.empty_like(p).copy_(piece.view(p.shape))
+            for (name, p), piece in zip(self.parameters.items(), pieces, strict=True)
+        }
+
+    def _leaves(self, w: Tensor) -> list[Tensor]:
+        return [piece.requires_grad_() for piece in self._unflatten(w).values()]
+
+
+@contextmanager
+def loss_surface(
+    model: nn.Module,
+    loss: Loss,
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    batch_size: int | None = None,
+    batchnorm: BatchNormMode = "eval",
+) -> Iterator[LossSurface]:
+    """Open the model's loss on these examples for measuring; the model is put back on leaving.
+
+    Inside, the model is in evaluation mode (no dropout), autocast is off, and float32 arithmetic
+    is IEEE's with cuDNN's deterministic algorithms: TF32 would drown small differences.
+
+    Args:
+        model: any module that maps a batch of inputs to outputs and has parameters that require a
+            gradient. Those that do not are constants. A double backward pass must be possible for
+            the Hessian's measures, so give the module itself, not its `torch.compile`.
+        loss: see `Loss`.
+        inputs: (n, ...), on any device; batches are moved to the model's.
+        targets: (n, ...).
+        batch_size: examples at a time; None: all. With ``batchnorm="eval"`` it changes memory and
+            rounding only.
+        batchnorm: "eval" normalises with the running statistics; "train" with each batch's own, so
+            that L depends on ``batch_size``; the running statistics do not move.
+
+    Raises:
+        ValueError: an argument is out of range, or the model has nothing to differentiate.
+    """
+    if len(inputs) != len(targets):
+        raise ValueError(
+            f"inputs and targets: {len(inputs)} and {len(targets)} examples; allowed: equally many"
+        )
+    if len(inputs) == 0:
+        raise ValueError("inputs: no examples; allowed: at least 1")
+    size = len(inputs) if batch_size is None else at_least("batch_size", batch_size, 1)
+    if batchnorm not in get_args(BatchNormMode):
+        raise ValueError(f"batchnorm: {batchnorm!r}; allowed: 'eval', 'train'")
+    named = [(name, p.detach()) for name, p in model.named_parameters() if p.requires_grad]
+    if not named:
+        raise ValueError("model: no parameter requires a gradient; allowed: at least one")
+    devices = {str(p.device) for _, p in named}
+    if len(devices) > 1:
+        raise ValueError(f"model: parameters on {', '.join(sorted(devices))}; allowed: one device")
+
+    parameters = dict(named)
+    center = _flatten(parameters.values())
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        if batchnorm == "train":
+            for norm in _batchnorms(model):
+                norm.train()
+        with _ieee_arithmetic(), torch.autocast(center.device.type, enabled=False):
+            buffers = {name: b.detach() for name, b in model.named_buffers()}
+            yield LossSurface(model, loss, inputs, targets, size, parameters, buffers, center)
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+def at_least(name: str, number: int, least: int) -> int:
+    """Return ``number``, which must be a whole number of at least ``least``."""
+    if isinstance(number, bool) or not isinstance(number, int) or number < least:
+        raise ValueError(f"{name}: {number!r}; allowed: a whole number of at least {least}")
+    return number
+
+
+def non_negative(name: str, number: float) -> float:
+    """Return ``number``, which must be finite and not negative."""
+    if not (math.isfinite(number) and number >= 0):
+        raise ValueError(f"{name}: {number!r}; allowed: a finite number of at least 0")
+    return float(number)
+
+
+def element_scale(center: Tensor, adaptive: bool, eta: float) -> Tensor:
+    """Return T's diagonal: |w| + eta where ``adaptive`` (Kwon et al. 2021), else 1. (d,)"""
+    non_negative("eta", eta)
+    return center.abs() + eta if adaptive else torch.ones_like(center)
+
+
+def standard_error(samples: Tensor) -> float | None:
+    """Return the standard error of the mean of ``samples`` (n,); None for a single one."""
+    if len(samples) < 2:
+        return None
+    return float(samples.std(correction=1)) / math.sqrt(len(samples))
+
+
+def random_signs(rows: int, like: Tensor, generator: torch.Generator) -> Tensor:
+    """Return (rows, d) independent signs, drawn on the CPU: a seed means the same everywhere."""
+    bits = torch.randint(2, (rows, like.numel()), generator=generator, dtype=torch.int8)
+    return (2 * bits - 1).to(like)
+
+
+def _split(inputs: Tensor, targets: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    return zip(torch.split(inputs, size), torch.split(targets, size), strict=True)
+
+
+def _flatten(parts: Any) -> Tensor:
+    return torch.cat([part.detach().to(torch.float64).reshape(-1) for part in parts])
+
+
+def _batchnorms(model: nn.Module) -> list[_BatchNorm]:
+    return [module for module in model.modules() if isinstance(module, _BatchNorm)]
+
+
+@contextmanager
+def _ieee_arithmetic() -> Iterator[None]:
+    backends: Any = torch.backends
+    wanted: list[tuple[Any, str, Any]] = [
+        (backends.cudnn, "deterministic", True),
+        (backends.cudnn, "benchmark", False),
+        (backends.cudnn.conv, "fp32_precision", "ieee"),
+        (backends.cudnn.rnn, "fp32_precision", "ieee"),
+        (backends.cuda.matmul, "fp32_precision", "ieee"),
+        (backends.mkldnn.conv, "fp32_precision", "ieee"),
+        (backends.mkldnn.matmul, "fp32_precision", "ieee"),
+    ]
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in wanted]
+    try:
+        for owner, name, value in wanted:
+            setattr(owner, name, value)
+        yield
+    finally:
+        for owner, name, value in before:
+            setattr(owner, name, value)

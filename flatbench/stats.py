@@ -1,0 +1,268 @@
+"""Means, intervals and tests over seeds: scipy.stats with the words of this field.
+
+Every function takes plain sequences of finite numbers, one a seed, and is silent about where they
+come from. What cannot be computed from so few values is None, never NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from scipy import optimize, stats
+
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A closed interval of numbers."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """``n`` values' mean (None without a value) and sample std, ddof = 1 (None below two)."""
+
+    n: int
+    mean: float | None
+    std: float | None
+
+
+def summary(values: Sequence[float]) -> Summary:
+    """Return the number of values, their mean and their sample standard deviation."""
+    n = len(values)
+    return Summary(
+        n,
+        float(np.mean(values)) if n else None,
+        float(np.std(values, ddof=1)) if n > 1 else None,
+    )
+
+
+def t_interval(values: Sequence[float], confidence: float = 0.95) -> Interval | None:
+    """Return Student's two-sided confidence interval of the mean; None below two values."""
+    if len(values) < 2:
+        return None
+    half = _t_quantile((1 + confidence) / 2, len(values)) * float(stats.sem(values))
+    mean = float(np.mean(values))
+    return Interval(mean - half, mean + half)
+
+
+Side = Literal["lower", "upper"]
+Numbers = TypeVar("Numbers", float, FloatArray)
+
+
+def prediction_bound(values: Sequence[float], level: float, side: Side, new: int = 1) -> float:
+    """Return a one-sided bound that the mean of ``new`` further values keeps with ``level``.
+
+    See `prediction_limit`.
+
+    Raises:
+        ValueError: fewer than two values.
+    """
+    if len(values) < 2:
+        raise ValueError(f"a prediction bound needs at least two values, not {len(values)}")
+    mean, std = float(np.mean(values)), float(np.std(values, ddof=1))
+    return prediction_limit(mean, std, len(values), level, side, new)
+
+
+def prediction_limit(
+    mean: Numbers, std: Numbers, n: int, level: float, side: Side, new: int = 1
+) -> Numbers:
+    """Return the bound from the mean and sample std of ``n`` values; element-wise of arrays.
+
+    For independent normal values, mean ∓ t(level, n − 1) · s · sqrt(1/new + 1/n): the exact
+    one-sided prediction limit (Hahn & Meeker, Statistical Intervals, 1991, section 4.8).
+    """
+    reach = _t_quantile(level, n) * math.sqrt(1 / new + 1 / n) * std
+    return mean - reach if side == "lower" else mean + reach
+
+
+def detection_rate(shift: float, n: int, level: float, new: int = 1) -> float:
+    """Return how often a shift for the worse, in standard deviations, crosses the limit.
+
+    The difference of the two means over s · sqrt(1/new + 1/n) is noncentral t with n − 1 degrees
+    of freedom, for normal values whose spread stays.
+    """
+    noncentrality = shift / math.sqrt(1 / new + 1 / n)
+    return float(stats.nct.sf(_t_quantile(level, n), n - 1, noncentrality))
+
+
+def detectable_shift(n: int, level: float, new: int = 1, rate: float = 0.9) -> float:
+    """Return the smallest shift, in standard deviations, that is found with this rate."""
+    highest = 1.0
+    while detection_rate(highest, n, level, new) < rate:
+        highest *= 2
+    return float(
+        optimize.brentq(lambda shift: detection_rate(shift, n, level, new) - rate, 0, highest)
+    )
+
+
+def _t_quantile(probability: float, n: int) -> float:
+    return float(stats.t.ppf(probability, n - 1))
+
+
+@dataclass(frozen=True)
+class Paired:
+    """What paired differences say; a number that n does not allow is None."""
+
+    n: int
+    mean: float
+    interval: Interval | None  # of the mean, 95 %, by Student's t
+    t_p: float | None  # two-sided, paired t-test
+    wilcoxon_p: float | None  # two-sided, exact signed-rank test; n of at least 6
+    effect: float | None  # Hedges' g: mean / std of the differences, corrected for small n
+
+
+def paired(differences: Sequence[float]) -> Paired | None:
+    """Return the mean, interval, tests and effect size of paired differences; None of none.
+
+    Differences that are all equal have no test: their spread is unknown, not zero. Below n = 6
+    the exact signed-rank test cannot reach 5 % (its smallest p-value is 2^(1 − n)), so it is not
+    run. It is exact up to 50 differences of different sizes, and up to 13 with ties or zeros
+    among them; beyond that by 8,192 random sign changes, from 51 on by the normal approximation.
+    The effect size is d = mean / std times J(n − 1), which makes it unbiased (Hedges,
+    Journal of Educational Statistics 6, 1981).
+    """
+    n = len(differences)
+    if n == 0:
+        return None
+    mean = float(np.mean(differences))
+    if n == 1 or min(differences) == max(differences):
+        return Paired(n, mean, None, None, None, None)
+    std = float(np.std(differences, ddof=1))
+    return Paired(
+        n,
+        mean,
+        t_interval(differences),
+        float(stats.ttest_1samp(differences, 0).pvalue),
+        _signed_rank(differences) if n >= 6 else None,
+        mean / std * _hedges(n - 1),
+    )
+
+
+def _signed_rank(differences: Sequence[float]) -> float:
+    tied = len({abs(d) for d in differences}) < len(differences) or 0 in differences
+    method: Literal["exact", "approx"] | stats.PermutationMethod
+    if len(differences) > 50:
+        method = "approx"
+    elif tied:
+        method = stats.PermutationMethod(n_resamples=2**13, rng=0)
+    else:
+        method = "exact"
+    return float(stats.wilcoxon(differences, method=method).pvalue)
+
+
+def _hedges(freedom: int) -> float:
+    """Return J(freedom), which is below 1 and goes to it; 0 of one degree of freedom."""
+    if freedom == 1:
+        return 0.0
+    ratio = math.lgamma(freedom / 2) - math.lgamma((freedom - 1) / 2)
+    return math.exp(ratio) / math.sqrt(freedom / 2)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values adjusted for their number (Holm, Scandinavian J. of Statistics 6, 1979).
+
+    Those below α are the hypotheses rejected with a family-wise error of at most α, whatever
+    their dependence.
+    """
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = largest
+    return adjusted
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Kendall's τ-b of ``n`` points in ``clusters`` groups, and its 95 % interval."""
+
+    n: int
+    clusters: int
+    tau: float
+    interval: Interval | None
+
+
+def kendall(
+    x: Sequence[float],
+    y: Sequence[float],
+    clusters: Sequence[object],
+    strata: Sequence[object] | None = None,
+    resamples: int = 2000,
+) -> Correlation | None:
+    """Return Kendall's τ-b between clusters, with a bootstrap interval that resamples clusters.
+
+    Runs of one cell under several seeds are not independent evidence of a relation between
+    cells: only pairs of points from two clusters count, and whole clusters are drawn (Davison &
+    Hinkley, Bootstrap Methods, 1997, section 3.8), with percentiles of the draws' τ. With
+    ``strata`` (of whole clusters) only pairs within a stratum count, and each stratum is drawn
+    from by itself. The draws are seeded: the same data give the same interval. None where τ is
+    undefined (no pair, or one side constant); no interval below 5 clusters, or where all pairs
+    agree.
+    """
+    groups: dict[object, int] = {}
+    group = np.array([groups.setdefault(cluster, len(groups)) for cluster in clusters], int)
+    stratum = {} if strata is None else dict(zip(group.tolist(), strata, strict=True))
+    members: dict[object, list[int]] = {}
+    for g in range(len(groups)):
+        members.setdefault(stratum.get(g), []).append(g)
+    within = np.zeros((len(groups), len(groups)))
+    for same in members.values():
+        within[np.ix_(same, same)] = 1
+    np.fill_diagonal(within, 0)  # copies of one cluster in a resample are no pair either
+    concordant, untied_x, untied_y = (
+        sums * within
+        for sums in _pairs_between(np.asarray(x, float), np.asarray(y, float), group, len(groups))
+    )
+
+    def taus(counts: FloatArray) -> FloatArray:
+        """Return τ of samples that hold each group so often: (samples, groups) -> (samples,)."""
+        sums = [((counts @ m) * counts).sum(1) for m in (concordant, untied_x, untied_y)]
+        with np.errstate(invalid="ignore"):  # 0 / 0: a resample with one side constant
+            return np.asarray(sums[0] / np.sqrt(sums[1] * sums[2]))
+
+    tau = float(taus(np.ones((1, len(groups))))[0])
+    if math.isnan(tau):
+        return None
+    interval = None
+    if len(groups) >= 5:
+        random = np.random.default_rng(0)
+        counts = np.zeros((resamples, len(groups)))
+        for same in members.values():
+            counts[:, same] = random.multinomial(
+                len(same), np.full(len(same), 1 / len(same)), resamples
+            )
+        drawn = taus(counts)
+        low, high = np.nanquantile(drawn, [0.025, 0.975])
+        # where all pairs agree every resample agrees as well: that is no certainty
+        interval = Interval(float(low), float(high)) if low < high else None
+    return Correlation(len(x), len(groups), tau, interval)
+
+
+def _pairs_between(
+    x: FloatArray, y: FloatArray, group: npt.NDArray[np.int_], groups: int
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Return, for every two groups, sums over the pairs of their points, each (groups, groups).
+
+    The sums are of sign(Δx) sign(Δy), of Δx ≠ 0 and of Δy ≠ 0. A resample's τ needs no more than
+    these: n² work once, instead of once a resample.
+    """
+    order = np.argsort(group, kind="stable")
+    x, y, group = x[order], y[order], group[order]
+    starts = np.searchsorted(group, np.arange(groups))
+    sums = np.zeros((3, groups, groups))
+    for g in range(groups):
+        for rows in np.array_split(np.flatnonzero(group == g), 1 + int(np.sum(group == g)) // 256):
+            dx = (x[rows, None] > x).astype(np.int8) - (x[rows, None] < x)
+            dy = (y[rows, None] > y).astype(np.int8) - (y[rows, None] < y)
+            for which, signs in enumerate((dx * dy, dx * dx, dy * dy)):
+                sums[which, g] += np.add.reduceat(signs.sum(0, dtype=np.int64), starts)
+    return sums[0], sums[1], sums[2]

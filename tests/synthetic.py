@@ -1,0 +1,104 @@
+"""Records with made-up numbers, for the tests of what reads records."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from flatbench.record import Epoch, Record
+
+MEANS = {"sgd": 88.5, "sgd+sam": 93.1, "adam": 70.3, "adam+sam": 82.9}
+PROVENANCE = {
+    "common_hash": "0123456789ab",
+    "flatbench_version": "0.1.0",
+    "commit": "abc1234",
+    "dirty": False,
+    "python": "3.11.9",
+    "torch": "2.9.0",
+    "numpy": "2.0.0",
+    "device": "a processor",
+    "device_kind": "cpu",
+    "driver": None,
+    "precision": "fp32",
+    "threads": 1,
+}
+
+
+def record(
+    optimizer: str = "sgd",
+    architecture: str = "resnet18",
+    seed: int = 0,
+    *,
+    test_accuracy: float | None = 90.0,
+    sam_sharpness: float | None = 0.1,
+    protocol: str = "digits",
+    provenance: dict[str, Any] | None = None,
+    **fields: Any,
+) -> Record:
+    """One record; by default a completed one that says where it comes from."""
+    status = fields.pop("status", "completed")
+    if status != "completed":
+        test_accuracy = sam_sharpness = None
+        fields.setdefault("reason", f"the loss was not finite in epoch 3 ({status})")
+    base, plus, _ = optimizer.rpartition("+")
+    cell = {"cell_hash": f"{architecture}-{optimizer}"}
+    return Record(
+        protocol=protocol,
+        architecture=architecture,
+        optimizer=optimizer,
+        seed=seed,
+        base_row=fields.pop("base_row", base if plus else None),
+        status=status,
+        test_accuracy=test_accuracy,
+        sam_sharpness=sam_sharpness,
+        provenance=PROVENANCE | cell | (provenance or {}),
+        **fields,
+    )
+
+
+def grid(
+    seeds: Sequence[int] = (0, 1, 2),
+    *,
+    generator: int = 0,
+    architectures: Sequence[str] = ("resnet18", "vgg16"),
+    means: dict[str, float] = MEANS,
+    spread: float = 1.0,
+    epochs: int = 0,
+    **fields: Any,
+) -> list[Record]:
+    """A grid in which every cell is normal around its row's mean, its sharpness log-normal."""
+    random = np.random.default_rng(generator)
+    made = []
+    for seed in seeds:
+        for architecture in architectures:
+            for optimizer, mean in means.items():
+                accuracy = float(np.clip(random.normal(mean, spread), 0, 100))
+                sharpness = float(np.exp(random.normal(-2 - mean / 50, 0.1)))
+                twice = 2 if "+" in optimizer else 1
+                history = tuple(
+                    Epoch(
+                        train_loss=2.3 * 0.8**e,
+                        train_accuracy=100 * (1 - 0.8 ** (e + 1)),
+                        test_loss=2.3 * 0.85**e,
+                        test_accuracy=accuracy * (1 - 0.5 ** (e + 1)) / (1 - 0.5**epochs),
+                        sam_sharpness=sharpness * 0.9 ** (e + 1 - epochs),
+                        learning_rate=0.1,
+                        seconds=1.0 * twice,
+                        gradient_evaluations=17 * twice,
+                    )
+                    for e in range(epochs)
+                )
+                made.append(
+                    record(
+                        optimizer,
+                        architecture,
+                        seed,
+                        test_accuracy=accuracy,
+                        sam_sharpness=sharpness,
+                        history=history,
+                        gradient_evaluations=17 * twice * epochs,
+                        seconds=1.0 * twice * epochs,
+                        **fields,
+                    )
+                )
+    return made

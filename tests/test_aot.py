@@ -1,0 +1,126 @@
+"""What the compiler makes of the kernels for sm_80 and sm_90: read from PTX and cubin, no GPU."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+triton = pytest.importorskip("triton")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("nothing compiles under TRITON_INTERPRET=1", allow_module_level=True)
+
+import triton.language as tl  # noqa: E402
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+from flatbench.optim import fused, kernels  # noqa: E402
+
+NVIDIA = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+TYPES = {
+    "chunks": "*i32",
+    "tensors": "*i64",
+    "gradients": "*i64",
+    "ascent_gradients": "*i64",
+    "skipped_steps": "*i64",
+    "options": "*fp64",
+    "schedule": "*fp32",
+    "partials": "*fp32",
+    "norm_out": "*fp32",
+    "found_inf": "*fp32",
+    "n_chunks": "i32",
+}
+FP32, BF16 = tl.float32, tl.bfloat16
+# name, constants, and the streams over the parameters that a full chunk loads and stores, in
+# each of the kernel's full-chunk branches.
+VARIANTS = {
+    "norm": ("norm_partials", {"GRAD": FP32, "ANY_ADAPTIVE": False}, 1, 0),
+    "norm-asam": ("norm_partials", {"GRAD": FP32, "ANY_ADAPTIVE": True}, 2 + 1, 0),
+    "perturb-sgd": ("perturb", {"GRAD": FP32, "ADAM": False}, 2, 2),
+    "perturb-adam": ("perturb", {"GRAD": FP32, "ADAM": True}, 2, 2),
+    "step-sgd": ("restore_and_step", {"GRAD": FP32, "ADAM": False, "MOMENTS": 0}, 2 + 1, 1 + 1),
+    "step-momentum": (
+        "restore_and_step",
+        {"GRAD": FP32, "ADAM": False, "MOMENTS": 1},
+        3 + 1,
+        2 + 1,
+    ),
+    "step-adam": ("restore_and_step", {"GRAD": FP32, "ADAM": True, "MOMENTS": 2}, 4 + 1, 3 + 1),
+}
+HALF = {  # bf16 gradients: half as many bytes of them, the other streams as above
+    "norm-asam-bf16": ("norm_partials", {"GRAD": BF16, "ANY_ADAPTIVE": True}),
+    "perturb-bf16": ("perturb", {"GRAD": BF16, "ADAM": True}),
+    "step-adam-bf16": ("restore_and_step", {"GRAD": BF16, "ADAM": True, "MOMENTS": 2}),
+}
+targets = pytest.mark.parametrize("target", [80, 90])
+
+
+def compile_kernel(name, constants, target):
+    kernel = getattr(kernels, name)
+    constants = {**constants, "BLOCK": fused.BLOCK}
+    if name == "perturb":
+        constants["PARTIALS"] = fused.PARTIALS
+    signature = {a: "constexpr" if a in constants else TYPES[a] for a in kernel.arg_names}
+    divisible = {
+        (i,): [["tt.divisibility", 16]]
+        for i, a in enumerate(kernel.arg_names)
+        if signature[a].startswith("*")
+    }
+    return triton.compile(
+        ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=divisible),
+        target=GPUTarget("cuda", target, 32),
+        options=fused.LAUNCH,
+    )
+
+
+def cuobjdump(cubin, tmp_path, *flags):
+    file = tmp_path / "kernel.cubin"
+    file.write_bytes(cubin)
+    return subprocess.run(
+        [NVIDIA / "cuobjdump", *flags, file], check=True, capture_output=True, text=True
+    ).stdout
+
+
+@targets
+@pytest.mark.parametrize("variant", [*VARIANTS, *HALF])
+def test_no_spills_and_no_local_memory(variant, target, tmp_path):
+    name, constants, *_ = {**VARIANTS, **HALF}[variant]
+    cubin = compile_kernel(name, constants, target).asm["cubin"]
+    usage = cuobjdump(cubin, tmp_path, "--dump-resource-usage")
+    used = {key: int(n) for key, n in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
+    assert used.keys() == {"REG", "STACK", "LOCAL"}
+    assert used["STACK"] == used["LOCAL"] == 0
+    # Two blocks of 8 warps fit the 65,536 registers of a multiprocessor.
+    assert used["REG"] <= 128
+    assert not re.search(r"\b(LDL|STL)\b", cuobjdump(cubin, tmp_path, "--dump-sass"))
+
+
+@targets
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_full_chunks_move_128_bits_at_a_time_and_what_the_plan_counts(variant, target, tmp_path):
+    name, constants, loads, stores = VARIANTS[variant]
+    compiled = compile_kernel(name, constants, target)
+    # A thread moves 16 bytes an access, so a stream over a chunk of fp32 is this many of them.
+    accesses = fused.BLOCK * 4 // (16 * 32 * fused.LAUNCH["num_warps"])
+    sass = cuobjdump(compiled.asm["cubin"], tmp_path, "--dump-sass")
+    fold = fused.PARTIALS * 4 // (16 * 32 * fused.LAUNCH["num_warps"]) * (name == "perturb")
+    assert len(re.findall(r"LDG\.E\.128", sass)) == loads * accesses + fold
+    assert len(re.findall(r"STG\.E\.128", sass)) == stores * accesses
+    vector = r"global(?:\.\w+)*\.v4\.[bf]32"
+    ptx = compiled.asm["ptx"]
+    assert len(re.findall(rf"\bld\.{vector}", ptx)) == loads * accesses + fold
+    assert len(re.findall(rf"\bst\.{vector}", ptx)) == stores * accesses
+
+
+@targets
+@pytest.mark.parametrize("variant", [*VARIANTS, *HALF])
+def test_division_and_square_root_are_ieee_and_nothing_is_contracted(variant, target):
+    name, constants, *_ = {**VARIANTS, **HALF}[variant]
+    ptx = compile_kernel(name, constants, target).asm["ptx"]
+    rounded = {"perturb": ["div.rn.f32", "sqrt.rn.f32"]}
+    if constants.get("MOMENTS") == 2:
+        rounded["restore_and_step"] = ["div.rn.f32", "sqrt.rn.f32"]
+    ptx = ptx.replace(".ftz", "")  # triton 3.5 flushes denormals to zero; later ones do not
+    assert sorted(set(re.findall(r"\b(?:div|sqrt)\.[\w.]+", ptx))) == rounded.get(name, [])
+    assert not re.search(r"\b(?:fma\.\w+\.f32|(?:rcp|rsqrt|ex2|lg2)\.approx\.f32)", ptx)

@@ -1,0 +1,214 @@
+"""A run that is killed, at any moment, goes on to the record of a run that was not."""
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from flatbench import checkpoint, trainer
+from flatbench.cases import Case, grid
+from flatbench.protocol import load
+from flatbench.record import Record, from_json
+
+TINY = """
+[data]
+name = "digits"
+label_noise = 0.4
+augmentation = "crop"
+train_examples = 300
+
+[training]
+epochs = 5
+batch_size = 128
+
+[model]
+width = 4
+architectures = ["resnet18"]
+
+[optimizers."adam+sam"]
+base = "adam"
+lr = 1e-3
+rho = 0.05
+"""
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    path = tmp_path_factory.mktemp("protocol") / "tiny.toml"
+    path.write_text(TINY)
+    return grid(load(str(path)), seeds=[0])[0]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(case: Case) -> Record:
+    return trainer.train(case)
+
+
+@pytest.fixture(autouse=True)
+def checkpoint_every_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer, "CHECKPOINT_SHARE", float("inf"))
+
+
+class Stop(Exception):
+    pass
+
+
+def train_until(case: Case, path: Path, epoch: int, **options: bool) -> None:
+    def stop(number: int, _: object) -> None:
+        if number == epoch:
+            raise Stop
+
+    with pytest.raises(Stop):
+        trainer.train(case, checkpoints=path, on_epoch=stop, **options)
+
+
+def test_resumed_equals_uninterrupted(case: Case, uninterrupted: Record, tmp_path: Path) -> None:
+    path = tmp_path / "case.pt"
+    train_until(case, path, 2)
+    train_until(case, path, 4, resume=True)
+    resumed = trainer.train(case, checkpoints=path, resume=True)
+    assert resumed.without_timings() == uninterrupted.without_timings()
+    # stopped in on_epoch, before the checkpoint of that epoch
+    assert resumed.provenance["resumed_after"] == [1, 3]
+    assert len(resumed.history) == case.epochs
+
+
+def test_without_resume_a_checkpoint_is_not_used(case: Case, tmp_path: Path) -> None:
+    path = tmp_path / "case.pt"
+    train_until(case, path, 3)
+    epochs: list[int] = []
+    trainer.train(case, checkpoints=path, on_epoch=lambda number, _: epochs.append(number))
+    assert epochs == [1, 2, 3, 4, 5]
+
+
+def test_another_case_s_checkpoint_is_not_used(case: Case, tmp_path: Path) -> None:
+    path = tmp_path / "case.pt"
+    train_until(case, path, 3)
+    other = Case(case.protocol, case.architecture, case.optimizer, seed=1)
+    assert trainer.train(other, checkpoints=path, resume=True).provenance["resumed_after"] == []
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty"])
+def test_a_damaged_checkpoint_is_reported_and_the_previous_used(
+    case: Case, uninterrupted: Record, tmp_path: Path, damage: str
+) -> None:
+    path = tmp_path / "case.pt"
+    train_until(case, path, 4)  # checkpoints of epochs 2 and 3 are there
+    content = bytearray(path.read_bytes())
+    if damage == "flipped":
+        content[len(content) // 2] ^= 1
+    path.write_bytes({"truncated": content[:-100], "flipped": content, "empty": b""}[damage])
+    with pytest.warns(UserWarning, match=r"case\.pt: the checkpoint is damaged"):
+        resumed = trainer.train(case, checkpoints=path, resume=True)
+    assert resumed.provenance["resumed_after"] == [2]
+    assert resumed.without_timings() == uninterrupted.without_timings()
+
+
+def test_final_weights_are_those_of_the_record(case: Case, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    from flatbench import data, models
+
+    path = tmp_path / "weights.safetensors"
+    record = trainer.train(case, weights=path)
+    dataset = data.load(case.protocol.data)
+    model = models.build(case.architecture, width=4, in_channels=1, classes=10)
+    model.load_state_dict(load_file(path))
+    loss, accuracy = trainer.evaluate(model, dataset, dataset.test)
+    assert accuracy == record.test_accuracy
+    assert loss == pytest.approx(record.test_loss, rel=1e-5)
+
+
+def in_child(function) -> int:
+    """Run a function in a forked child and return its pid; a fork needs no new import of torch."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            function()
+        finally:
+            os._exit(0)
+    return pid
+
+
+STAGES = ["fsync", "chmod", "replace", "replace 2", "replace 3"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_within_a_checkpoint_write(
+    case: Case,
+    uninterrupted: Record,
+    tmp_path: Path,
+    stage: str,
+) -> None:
+    path = tmp_path / "case.pt"
+    train_until(case, path, 3)
+    name, _, count = stage.partition(" ")
+
+    def die_within_the_write() -> None:
+        real, calls = getattr(os, name), iter(range(int(count or 1)))
+        last = int(count or 1) - 1
+
+        def deadly(*arguments):
+            if next(calls) == last:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*arguments)
+
+        setattr(os, name, deadly)
+        trainer.train(case, checkpoints=path, resume=True)
+
+    pid = in_child(die_within_the_write)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    resumed = trainer.train(case, checkpoints=path, resume=True)
+    assert resumed.provenance["resumed_after"]
+    assert resumed.without_timings() == uninterrupted.without_timings()
+
+
+def test_killed_twenty_times_at_random(
+    case: Case, uninterrupted: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, result = tmp_path / "case.pt", tmp_path / "record.json"
+    chance = random.Random(0)
+    epoch_seconds = max(epoch.seconds for epoch in uninterrupted.history)
+    resumed_after: list[int] = []
+    kills = 0
+
+    def train() -> None:
+        from flatbench.record import write_json
+
+        record = trainer.train(case, checkpoints=path, resume=True)
+        write_json(result, record.to_json())
+
+    while kills < 20:
+        pid = in_child(train)
+        time.sleep(chance.uniform(0.0, 2.5) * epoch_seconds)
+        os.kill(pid, signal.SIGKILL)
+        if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL:
+            kills += 1
+        if result.exists():  # came to its end before the kill: check it, and begin again
+            finished = read_back(result)
+            assert finished.without_timings() == uninterrupted.without_timings()
+            resumed_after += finished.provenance["resumed_after"]
+            result.unlink()
+            checkpoint.remove(path)
+    os.waitpid(in_child(train), 0)
+    finished = read_back(result)
+    assert finished.without_timings() == uninterrupted.without_timings()
+    assert resumed_after + finished.provenance["resumed_after"]  # some kills did interrupt
+
+
+def read_back(path: Path) -> Record:
+    import json
+
+    return from_json(json.loads(path.read_text()), path)

@@ -1,0 +1,207 @@
+import dataclasses
+
+import numpy as np
+import pytest
+from scipy import stats as reference
+
+from flatbench import gate
+from flatbench.errors import UsageError
+from tests.synthetic import grid, record
+
+BASELINE = grid(range(10))
+THRESHOLDS = gate.derive(BASELINE)
+
+
+def of(records, measure, architecture="resnet18", optimizer="sgd"):
+    return [
+        getattr(r, measure)
+        for r in records
+        if (r.architecture, r.optimizer) == (architecture, optimizer)
+    ]
+
+
+def test_bounds_are_the_closed_form():
+    cell = THRESHOLDS.cells["resnet18", "sgd"]
+    factor = reference.t.ppf(0.999, 9) * np.sqrt(1 + 1 / 10)
+    errors = np.log(100 - np.array(of(BASELINE, "test_accuracy")))
+    logs = np.log(of(BASELINE, "sam_sharpness"))
+    accuracy, sharpness = cell.bounds["test_accuracy"], cell.bounds["sam_sharpness"]
+    assert accuracy.side == "at_least"
+    assert accuracy.limit == pytest.approx(
+        100 - np.exp(errors.mean() + factor * errors.std(ddof=1))
+    )
+    assert sharpness.side == "at_most"
+    assert sharpness.limit == pytest.approx(np.exp(logs.mean() + factor * logs.std(ddof=1)))
+
+
+def test_pairs_bound_the_mean_of_the_grids_seeds():
+    pair = THRESHOLDS.pairs["resnet18", "adam+sam"]
+    d = np.subtract(
+        of(BASELINE, "test_accuracy", optimizer="adam+sam"),
+        of(BASELINE, "test_accuracy", optimizer="adam"),
+    )
+    factor = reference.t.ppf(0.99, 9) * np.sqrt(1 / 3 + 1 / 10)
+    assert pair.limit == pytest.approx(d.mean() - factor * d.std(ddof=1))
+    assert pair.positive
+    close = gate.derive(grid(range(10), means={"sgd": 90.0, "sgd+sam": 90.2}))
+    assert not close.pairs["resnet18", "sgd+sam"].positive
+    assert gate.check_pairs(grid(means={"sgd": 90.0, "sgd+sam": 80.0}), close) == []
+
+
+def test_thresholds_survive_their_file(tmp_path):
+    path = tmp_path / "digits.toml"
+    odd = [
+        dataclasses.replace(r, optimizer='x"\\ é😀', base_row=None)
+        for r in BASELINE
+        if r.optimizer == "sgd"
+    ]
+    for thresholds in (THRESHOLDS, gate.derive(odd)):
+        gate.write_thresholds(path, thresholds)
+        assert gate.read_thresholds(path) == thresholds
+
+
+def test_a_grid_like_the_baseline_passes():
+    current = grid(range(20, 23), generator=8)
+    assert [line for r in current for line in gate.check_case(r, THRESHOLDS)] == []
+    assert gate.check_pairs(current, THRESHOLDS) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"test_accuracy": 70.0}, "test_accuracy 70 is below 85.09, the lower prediction bound"),
+        ({"sam_sharpness": 0.5}, "sam_sharpness 0.5 is above 0.03077, the upper prediction bound"),
+        ({"sam_sharpness": None}, "sam_sharpness was not measured"),
+    ],
+)
+def test_a_regression_fails_in_one_line_with_its_baseline(values, says):
+    good = {"test_accuracy": 90.0, "sam_sharpness": 0.02}
+    (line,) = gate.check_case(record(seed=1, **(good | values)), THRESHOLDS)
+    assert line.startswith("digits/resnet18/sgd/seed1: ")
+    assert says in line
+    assert "10 seeds, level 0.999, commit abc1234" in line
+
+
+def test_a_bound_itself_passes():
+    limits = {m: b.limit for m, b in THRESHOLDS.cells["resnet18", "sgd"].bounds.items()}
+    assert gate.check_case(record(**limits), THRESHOLDS) == []
+
+
+@pytest.mark.parametrize("status", ["diverged", "failed"])
+def test_a_run_without_a_result_fails_with_its_reason(status):
+    (line,) = gate.check_case(record(status=status, reason="bang\n"), THRESHOLDS)
+    assert line == f"digits/resnet18/sgd/seed0: {status}: bang\\n"
+
+
+def test_a_pair_that_lost_its_gain_fails():
+    broken = {"sgd": 88.5, "sgd+sam": 93.1, "adam": 85.0, "adam+sam": 83.0}
+    lines = gate.check_pairs(grid(means=broken), THRESHOLDS)
+    assert [line.split(":")[0] for line in lines] == ["digits/resnet18", "digits/vgg16"]
+    assert all("adam+sam − adam: mean paired difference" in line for line in lines)
+    # too few seeds for the prediction: nothing is said
+    assert gate.check_pairs(grid([0, 1], means=broken), THRESHOLDS) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"provenance": {"common_hash": "new"}}, "protocol changed since the baseline"),
+        ({"provenance": {"cell_hash": "new"}}, "row's settings changed since the baseline"),
+        ({"evaluation": "validation"}, "on the validation part"),
+        ({"protocol": "mine"}, "thresholds are of protocol digits"),
+    ],
+)
+def test_thresholds_of_something_else_fail_in_one_line(changed, says):
+    (line,) = gate.check_case(record(test_accuracy=1.0, **changed), THRESHOLDS)
+    assert says in line
+    if "provenance" in changed:
+        assert "flatbench run --protocol digits --seeds 0,1,2,3,4,5,6,7,8,9" in line
+
+
+def test_a_changed_protocol_fails_the_pairs_once():
+    (line,) = gate.check_pairs(grid(provenance={"common_hash": "new"}), THRESHOLDS)
+    assert "protocol changed" in line
+
+
+def test_what_has_no_bound_is_listed():
+    baseline = [
+        *(record("sgd", seed=s, test_accuracy=100.0, sam_sharpness=0.1 + s) for s in range(10)),
+        *(record("adam", seed=s, test_accuracy=80.0 + s) for s in range(9)),
+        record("adam", seed=9, status="diverged"),
+    ]
+    thresholds = gate.derive(baseline)
+    lines = gate.unbounded([*baseline, record("new")], thresholds)
+    assert lines == [
+        "digits/resnet18/sgd: no baseline for test_accuracy: all 10 seeds have the value 100.0",
+        "digits/resnet18/adam: no baseline for test_accuracy: 1 of 10 seeds diverged or failed",
+        "digits/resnet18/adam: no baseline for sam_sharpness: 1 of 10 seeds diverged or failed",
+        "digits/resnet18/new: no baseline",
+    ]
+    assert gate.check_case(record("adam", test_accuracy=1.0), thresholds) == []
+    assert gate.check_case(record("new", test_accuracy=1.0), thresholds) == []
+
+
+def test_any_recorded_measure_may_carry_a_threshold():
+    random = np.random.default_rng(0)
+    baseline = [
+        record(seed=s, test_accuracy=90 + random.normal(), sharpness={"trace": random.normal()})
+        for s in range(12)
+    ]
+    thresholds = gate.derive(baseline, measures=("test_accuracy", "trace"))
+    bound = thresholds.cells["resnet18", "sgd"].bounds["trace"]
+    assert (bound.side, bound.scale) == ("at_most", "linear")  # values below 0 have no logarithm
+    (line,) = gate.check_case(record(sharpness={"trace": 99.0}), thresholds)
+    assert "trace 99 is above" in line
+    with pytest.raises(UsageError, match="measured 'tracer'"):
+        gate.derive(baseline, measures=("tracer",))
+
+
+@pytest.mark.parametrize(
+    ("records", "says"),
+    [
+        (grid(range(9)), r"digits/resnet18/sgd: 9 seed\(s\) in the baseline; at least 10"),
+        ([*BASELINE, *grid(protocol="mine")], "one protocol's records, not those of digits, mine"),
+        ([], "not those of no record"),
+        ([record(seed=s, provenance={"commit": None}) for s in range(10)], "provenance.commit"),
+    ],
+)
+def test_a_poor_baseline_is_refused(records, says):
+    with pytest.raises(UsageError, match=says):
+        gate.derive(records)
+    with pytest.raises(UsageError, match="level"):
+        gate.derive(BASELINE, level=1.0)
+
+
+def test_false_alarm_rate_is_of_a_whole_grid():
+    # 8 cells x 2 bounds x 3 seeds, and the pairs that are asserted
+    asserted = sum(pair.positive for pair in THRESHOLDS.pairs.values())
+    assert THRESHOLDS.false_alarm_rate == pytest.approx(0.001 * 48 + 0.01 * asserted)
+    assert asserted == 4
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("level = 0.999", "level = 2.0", "level = 2.0: allowed is a number between 0.5 and 1"),
+        ("level = 0.999", "", "level is missing"),
+        ('side = "at_least"', 'side = "near"', 'bounds.test_accuracy.side = "near"'),
+        ("grid_seeds", "gird_seeds", "did you mean 'grid_seeds'"),
+        ("[cells", "[sells", "sells is an unknown key"),
+        ("n = 10", "n = true", "n = true: allowed is a whole number"),
+        ('protocol = "', 'protocol = "\n', "is not TOML"),
+        ("seeds = [0", "seeds = [" + "1" * 5000, "is not TOML"),
+    ],
+)
+def test_a_bad_thresholds_file_is_one_clear_line(tmp_path, old, new, says):
+    path = tmp_path / "digits.toml"
+    gate.write_thresholds(path, THRESHOLDS)
+    path.write_text(path.read_text().replace(old, new, 1))
+    with pytest.raises(UsageError, match=says.replace("[", r"\[")) as error:
+        gate.read_thresholds(path)
+    assert str(error.value).startswith(str(path))
+    assert "\n" not in str(error.value)
+
+
+def test_no_thresholds_file(tmp_path):
+    with pytest.raises(UsageError, match="cannot be read"):
+        gate.read_thresholds(tmp_path / "none.toml")

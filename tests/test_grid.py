@@ -1,0 +1,210 @@
+"""`pytest benchmarks`, end to end, as a user runs it: in a process of its own."""
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from flatbench import gate, record
+from tests import tiny
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass
+class Outcome:
+    code: int
+    text: str
+    results: Path
+
+    def json(self, name: str) -> dict:
+        return json.loads((self.results / "tiny" / name).read_text())
+
+
+def command(protocol: Path, results: Path, *options: str) -> list[str]:
+    fixed = ["-p", "no:cacheprovider", "--workers", "1", "--device", "cpu"]
+    where = ["--protocol", str(protocol), "--results", str(results)]
+    return [sys.executable, "-m", "pytest", "benchmarks", *fixed, *where, *options]
+
+
+def run(protocol: Path, results: Path, *options: str) -> Outcome:
+    done = subprocess.run(
+        command(protocol, results, *options),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    return Outcome(done.returncode, done.stdout + done.stderr, results)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("grid")
+
+
+@pytest.fixture(scope="module")
+def protocol(folder: Path) -> Path:
+    wild = {"base": "sgd", "lr": 1e30}
+    rows = {"sgd": tiny.SGD, "sgd+sam": {**tiny.SGD, "rho": 0.05}, "wild": wild}
+    return tiny.write(folder, tiny.table(optimizers=rows))
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path, protocol: Path) -> Outcome:
+    return run(protocol, folder / "whole", "-v")
+
+
+def test_each_case_has_a_readable_test(whole: Outcome) -> None:
+    for case in ("sgd-seed0", "sgd+sam-seed0"):
+        assert re.search(
+            rf"test_generalization\[tiny-resnet18-{re.escape(case)}\] PASSED", whole.text
+        )
+    assert "test_sam_against_base[tiny-resnet18-sgd+sam] SKIPPED" in whole.text
+
+
+def test_a_diverging_case_fails_alone_and_is_shown(whole: Outcome) -> None:
+    assert whole.code == 1
+    assert "1 failed, 2 passed, 1 skipped" in whole.text
+    assert "tiny/resnet18/wild/seed0: diverged in epoch 1 of 2: the training loss" in whole.text
+    assert re.search(r"\| wild +\|.*diverged", whole.text)
+    assert "nan" not in whole.text.lower().replace("nanmean", "")
+
+
+def test_the_json_is_pytest_benchmarks_and_holds_the_records(whole: Outcome) -> None:
+    table = whole.json("benchmark.json")
+    assert {"machine_info", "commit_info", "benchmarks", "version"} <= table.keys()
+    assert not {"node", "release"} & table["machine_info"].keys()
+    records = record.read(whole.results / "tiny" / "benchmark.json")
+    assert [(r.optimizer, r.status) for r in records] == [
+        ("sgd", "completed"),
+        ("sgd+sam", "completed"),
+        ("wild", "diverged"),
+    ]
+    assert records[0].test_accuracy is not None
+    assert records[1].sam_sharpness is not None
+
+
+def test_the_time_of_a_case_is_its_training_time(whole: Outcome) -> None:
+    for benchmark in whole.json("benchmark.json")["benchmarks"]:
+        assert benchmark["stats"]["rounds"] == 1
+        seconds = benchmark["extra_info"]["record"]["seconds"]
+        assert benchmark["stats"]["mean"] == pytest.approx(seconds, rel=1e-9, abs=1e-12)
+
+
+def test_each_record_is_kept_by_itself(whole: Outcome) -> None:
+    together = {r.id: r for r in record.read(whole.results / "tiny" / "benchmark.json")}
+    alone = record.collect([whole.results / "tiny" / "records"])
+    assert {r.id: r for r in alone} == together
+
+
+def test_the_table_is_printed_and_kept(whole: Outcome) -> None:
+    report = (whole.results / "tiny" / "report.md").read_text()
+    (row,) = re.findall(r"^\| sgd +\|.*$", report, flags=re.M)[:1]
+    assert row in whole.text
+    assert "### Test accuracy (%)" in whole.text
+    assert whole.text.index("### Test accuracy") > whole.text.index("benchmark 'generalization'")
+
+
+def test_no_live_line_where_there_is_no_terminal(whole: Outcome) -> None:
+    assert "cases ·" not in whole.text
+    assert "\x1b[K" not in whole.text
+
+
+def test_a_selection_leaves_the_whole_grid_s_files_alone(whole: Outcome, protocol: Path) -> None:
+    """Within bounds that no run keeps to: the failure is one line a bound."""
+    before = (whole.results / "tiny" / "benchmark.json").read_bytes()
+    (sgd, *_) = record.read(whole.results / "tiny" / "benchmark.json")
+    impossible = gate.Bound("at_least", 99.9, "linear", 99.95, 0.01)
+    thresholds = gate.Thresholds(
+        protocol="tiny",
+        evaluation="test",
+        common_hash=sgd.provenance["common_hash"],
+        level=0.999,
+        pair_level=0.99,
+        seeds=tuple(range(10)),
+        grid_seeds=3,
+        commit="abc1234",
+        cells={
+            ("resnet18", "sgd"): gate.CellThreshold(
+                10, sgd.provenance["cell_hash"], {"test_accuracy": impossible}
+            )
+        },
+        pairs={},
+    )
+    path = protocol.parent / "thresholds.toml"
+    gate.write_thresholds(path, thresholds)
+    part = run(protocol, whole.results, "-k", "sgd-seed0", "--thresholds", str(path))
+    assert part.code == 1
+    (line,) = [x for x in part.text.splitlines() if x.startswith("tiny/resnet18/sgd/seed0: ")]
+    assert "is below 99.9" in line
+    assert "10 seeds, level 0.999, commit abc1234" in line
+    assert (whole.results / "tiny" / "benchmark.json").read_bytes() == before
+    selected = record.read(whole.results / "tiny" / "selection.json")
+    assert [r.id for r in selected] == [sgd.id]
+    same = {"provenance": {}}  # the same seed, the same bits
+    assert selected[0].without_timings() | same == sgd.without_timings() | same
+
+
+def test_a_terminal_sees_a_live_line(folder: Path, protocol: Path) -> None:
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        command(protocol, folder / "live", "--optimizers", "sgd+sam", "-v"),
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=theirs,
+        stderr=theirs,
+        env={**os.environ, "COLUMNS": "160", "TERM": "xterm"},
+    )
+    os.close(theirs)
+    seen = b""
+    while True:
+        try:
+            chunk = os.read(ours, 4096)
+        except OSError:  # how Linux says that the other end is closed
+            break
+        if not chunk:
+            break
+        seen += chunk
+    os.close(ours)
+    assert process.wait() == 0
+    assert re.search(rb"\r0/1 cases \xc2\xb7 [^\r]*left[^\r]*\x1b\[K", seen)
+    assert b"PASSED" in seen
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (("--optimizers", "sgd,sgd+sma"), "has no 'sgd+sma'; allowed: sgd, sgd+sam, wild"),
+        (("--seeds", "0,0"), "--seeds: 0 is given more than once"),
+        (("--thresholds", "/nowhere.toml"), "/nowhere.toml: cannot be read"),
+        pytest.param(
+            ("--device", "cuda"),
+            "finds no CUDA device",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device"),
+        ),
+    ],
+)
+def test_a_mistake_is_one_line_and_a_usage_error(
+    folder: Path, protocol: Path, options: tuple[str, str], line: str
+) -> None:
+    wrong = run(protocol, folder / "wrong", *options)
+    assert wrong.code == pytest.ExitCode.USAGE_ERROR
+    assert len([x for x in wrong.text.splitlines() if line in x]) == 1
+    assert "Traceback" not in wrong.text
+    assert not (folder / "wrong").exists()
+
+
+def test_a_protocol_that_is_not_there_is_one_line(folder: Path) -> None:
+    wrong = run(folder / "missing.toml", folder / "wrong")
+    assert wrong.code == pytest.ExitCode.USAGE_ERROR
+    assert "missing.toml: cannot be read" in wrong.text
+    assert "Traceback" not in wrong.text

@@ -1,0 +1,119 @@
+"""A protocol's sharpness measures reach the record, on the right examples and labels."""
+
+import json
+import typing
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from flatbench import data, measures, models, protocol, sharpness, trainer
+from flatbench.cases import grid
+from flatbench.record import from_json
+
+RULE = protocol.Sharpness(examples=40, rho=0.1, adaptive_rho=0.3, sigma=0.02, adaptive_sigma=0.05)
+
+
+@pytest.fixture(scope="module")
+def digits() -> data.DataSet:
+    return data.load(protocol.Data("digits", validation=0.25))
+
+
+@pytest.fixture
+def model() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return models.build("resnet18", width=4, in_channels=1).eval()
+
+
+def test_the_schema_names_exactly_the_measures() -> None:
+    assert set(typing.get_args(protocol.Measure)) == set(measures.MEASURES)
+
+
+def test_the_examples_are_fixed_and_of_the_training_part(digits: data.DataSet) -> None:
+    first, second = measures.examples(digits, 100), measures.examples(digits, 100)
+    assert torch.equal(first, second)
+    assert len(set(first.tolist())) == 100
+    assert int(first.max()) < len(digits.train)
+    assert len(measures.examples(digits, 10**6)) == len(digits.train)
+
+
+def test_values_are_those_of_the_measures_on_both_labels(
+    digits: data.DataSet, model: torch.nn.Module
+) -> None:
+    noisy = (digits.train.labels + 1) % 10
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    found = measures.measure(["ascent_sharpness"], model, digits, noisy, RULE)
+    picked = measures.examples(digits, 40)
+    images = digits.normalise(digits.train.images[picked])
+    for name, labels in (("", noisy), ("_clean", digits.train.labels)):
+        # by hand: the loss at w + rho g / |g|, less the loss at w
+        named = dict(model.named_parameters())
+        loss = F.cross_entropy(model(images), labels[picked])
+        gradients = torch.autograd.grad(loss, list(named.values()))
+        norm = torch.sqrt(sum((g**2).sum() for g in gradients))
+        moved = {
+            key: p.detach() + RULE.rho * g / norm
+            for (key, p), g in zip(named.items(), gradients, strict=True)
+        }
+        there = torch.func.functional_call(model, moved, (images,))
+        rise = F.cross_entropy(there, labels[picked]) - loss
+        assert found[f"ascent_sharpness{name}"] == pytest.approx(rise.item(), rel=1e-3)
+    assert set(found) == {"ascent_sharpness", "ascent_sharpness_clean"}
+    assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
+
+
+def test_without_noise_there_is_one_side(digits: data.DataSet, model: torch.nn.Module) -> None:
+    labels = digits.train.labels.clone()
+    found = measures.measure(list(measures.MEASURES), model, digits, labels, RULE)
+    assert list(found) == list(measures.MEASURES)
+    assert all(value is not None for value in found.values())
+    picked = measures.examples(digits, 40)
+    images = digits.normalise(digits.train.images[picked])
+    average = sharpness.average_sharpness(
+        model, F.cross_entropy, images, labels[picked], sigma=0.05, samples=5, adaptive=True
+    )
+    assert found["adaptive_average_sharpness"] == average.value
+
+
+def test_what_is_not_finite_is_none(digits: data.DataSet, model: torch.nn.Module) -> None:
+    with torch.no_grad():
+        model.classifier.weight.fill_(float("nan"))
+    found = measures.measure(
+        ["ascent_sharpness", "hessian_max_eigenvalue"], model, digits, digits.train.labels, RULE
+    )
+    assert found == {"ascent_sharpness": None, "hessian_max_eigenvalue": None}
+
+
+def test_a_record_holds_what_the_protocol_asks_for(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.toml"
+    path.write_text(
+        """
+[data]
+name = "digits"
+label_noise = 0.4
+train_examples = 200
+[training]
+epochs = 2
+batch_size = 64
+[model]
+width = 4
+architectures = ["resnet18"]
+[sharpness]
+every_epoch = ["ascent_sharpness"]
+at_end = ["ascent_sharpness", "hessian_trace"]
+examples = 32
+[optimizers.sgd]
+base = "sgd"
+lr = 0.1
+"""
+    )
+    (case,) = grid(protocol.load(str(path)), seeds=[0])
+    record = trainer.train(case)
+    both = ["ascent_sharpness", "ascent_sharpness_clean"]
+    assert list(record.sharpness) == [*both, "hessian_trace", "hessian_trace_clean"]
+    assert list(record.sharpness_history) == both
+    for name, column in record.sharpness_history.items():
+        assert len(column) == 2
+        assert column[-1] == record.sharpness[name]
+    assert from_json(json.loads(json.dumps(record.to_json())), "memory") == record

@@ -1,0 +1,180 @@
+"""What a record says of its origin, and what it keeps to itself."""
+
+import getpass
+import json
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import flatbench
+from flatbench import provenance
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def nothing_remembered() -> Iterator[None]:
+    remembered = (provenance.code_version, provenance.source_hash, provenance.processor)
+    for function in remembered:
+        function.cache_clear()
+    yield
+    for function in remembered:
+        function.cache_clear()
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small package of two files in a folder of its own, that provenance takes for flatbench."""
+    folder = tmp_path / "checkout" / "package"
+    (folder / "part").mkdir(parents=True)
+    shutil.copy(provenance.__file__, folder / "provenance.py")
+    (folder / "part" / "one.py").write_text("x = 1\n")
+    monkeypatch.setattr(provenance, "__file__", str(folder / "provenance.py"))
+    # a repository around the temporary folder, or a user's settings, are not the test's
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+    return folder
+
+
+def git(folder: Path, *arguments: str) -> str:
+    who = ("-c", "user.name=n", "-c", "user.email=e@example.org")
+    done = subprocess.run(
+        ["git", *who, *arguments], cwd=folder, capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+def version_now() -> dict[str, object]:
+    provenance.code_version.cache_clear()
+    return provenance.code_version()
+
+
+def test_outside_of_git_no_commit_is_claimed(package: Path) -> None:
+    assert version_now() == {"commit": None, "dirty": None}
+
+
+def test_in_somebody_else_s_checkout_no_commit_is_claimed(package: Path) -> None:
+    git(package.parent, "init", "--quiet")
+    git(package.parent, "commit", "--quiet", "--allow-empty", "-m", "theirs")
+    assert version_now() == {"commit": None, "dirty": None}
+
+
+def test_without_git_no_commit_is_claimed(
+    package: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    git(package.parent, "init", "--quiet")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert version_now() == {"commit": None, "dirty": None}
+
+
+def test_the_commit_and_whether_the_sources_differ_from_it(package: Path) -> None:
+    checkout = package.parent
+    git(checkout, "init", "--quiet")
+    git(checkout, "add", ".")
+    git(checkout, "commit", "--quiet", "-m", "first")
+    commit = git(checkout, "rev-parse", "HEAD")
+    assert version_now() == {"commit": commit, "dirty": False}
+    (checkout / "results.json").write_text("{}")  # beside the package: not its sources
+    assert version_now() == {"commit": commit, "dirty": False}
+    (package / "part" / "one.py").write_text("x = 2\n")
+    assert version_now() == {"commit": commit, "dirty": True}
+
+
+def test_the_source_hash_sees_every_source_file(package: Path) -> None:
+    def now() -> str:
+        provenance.source_hash.cache_clear()
+        return provenance.source_hash()
+
+    first = now()
+    assert len(first) == 12
+    assert now() == first
+    (package / "notes.txt").write_text("no source")
+    assert now() == first
+    (package / "part" / "one.py").write_text("x = 2\n")
+    second = now()
+    (package / "part" / "two.py").write_text("y = 1\n")
+    assert len({first, second, now()}) == 3
+
+
+def test_the_key_is_of_everything_that_bears_on_the_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = provenance.key("0123456789ab", 0, CPU)
+    assert key == provenance.key("0123456789ab", 0, CPU)
+    others = {key, provenance.key("0123456789ac", 0, CPU), provenance.key("0123456789ab", 1, CPU)}
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "__version__", "0.0")
+        others.add(provenance.key("0123456789ab", 0, CPU))
+    with monkeypatch.context() as patch:
+        patch.setattr(provenance, "source_hash", lambda: "other")
+        others.add(provenance.key("0123456789ab", 0, CPU))
+    with monkeypatch.context() as patch:
+        patch.setattr(provenance, "processor", lambda: "another processor")
+        others.add(provenance.key("0123456789ab", 0, CPU))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "get_device_name", lambda where: "a GPU")
+        others.add(provenance.key("0123456789ab", 0, torch.device("cuda")))
+    assert len(others) == 7
+
+
+def test_what_a_run_on_a_cpu_says() -> None:
+    said = provenance.describe(CPU, "bf16")
+    expected = {
+        "flatbench_version": flatbench.__version__,
+        "source_hash": provenance.source_hash(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "system": platform.system(),
+        "processor": provenance.processor(),
+        "device": provenance.processor(),
+        "device_kind": "cpu",
+        "precision": "bf16",
+        "threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "driver": None,
+        "cuda": None,
+        "cudnn": None,
+        "tf32": None,
+    }
+    assert {key: said[key] for key in expected} == expected
+    assert set(said) == {*expected, "commit", "dirty", "cpu_capability"}
+    assert json.loads(json.dumps(said, allow_nan=False)) == said
+
+
+def test_no_host_no_user_no_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "node", lambda: "a-host-s-name")
+    said = json.dumps(provenance.describe(CPU, "fp32"))
+    assert "a-host-s-name" not in said
+    assert str(Path(flatbench.__file__).parent) not in said
+    assert str(Path.home()) not in said
+    assert f'"{getpass.getuser()}"' not in said
+
+
+def test_the_processor_s_name_is_the_system_s() -> None:
+    info = Path("/proc/cpuinfo")
+    if not info.exists() or "model name" not in info.read_text():
+        assert provenance.processor() == (platform.processor() or platform.machine())
+        return
+    lines = info.read_text().splitlines()
+    assert any(line.endswith(f": {provenance.processor()}") for line in lines)
+    assert provenance.processor()
+
+
+def test_what_a_run_on_a_gpu_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    script = tmp_path / "nvidia-smi"
+    script.write_text("#!/bin/sh\necho 555.42.06\necho 555.42.06\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda where: f"GPU {where}")
+    provenance._driver.cache_clear()
+    said = provenance.describe(torch.device("cuda:1"), "fp32")
+    provenance._driver.cache_clear()
+    assert (said["device_kind"], said["device"]) == ("cuda", "GPU cuda:1")
+    assert said["driver"] == "555.42.06"
+    assert said["cuda"] == torch.version.cuda
+    assert said["tf32"] is torch.backends.cuda.matmul.allow_tf32

@@ -1,0 +1,166 @@
+"""Tables are read into dataclasses, and every departure is one line that says what is allowed."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flatbench.errors import UsageError
+from flatbench.schema import Check, Reader, quoted, shown
+
+
+@dataclass(frozen=True)
+class Point:
+    given: str
+    x: Annotated[float, Check(lambda x: x > 0, "a number above 0")]
+    n: int = 1
+    flag: bool = False
+    name: str = ""
+    kind: Literal["a", "b"] = "a"
+    version: Literal[1] = 1
+    pair: Annotated[tuple[int, ...], Check(lambda xs: len(xs) == 2, "two whole numbers")] = (0, 0)
+    kinds: tuple[Literal["a", "b"], ...] = ()
+    maybe: Annotated[float, Check(lambda x: x >= 0, "a number of at least 0")] | None = None
+    by_name: dict[str, float] = field(default_factory=dict)
+    anything: Any = None
+
+
+READER = Reader("file.toml")
+
+
+def read(**table: Any) -> Point:
+    return READER.read(Point, {"x": 1} | table, "point.", given="here")
+
+
+def message(**table: Any) -> str:
+    with pytest.raises(UsageError) as caught:
+        read(**table)
+    return str(caught.value)
+
+
+def test_values_arrive_in_the_annotation_s_type() -> None:
+    point = read(
+        n=3,
+        flag=True,
+        name="ρ",
+        kind="b",
+        pair=[1, 2],
+        kinds=["b", "a"],
+        maybe=2,
+        by_name={"k": 1},
+        anything=[None],
+    )
+    expected = Point("here", 1.0, 3, True, "ρ", "b", 1, (1, 2), ("b", "a"), 2.0, {"k": 1.0}, [None])
+    assert point == expected
+    # == cannot tell 1 from 1.0 or True
+    assert [type(v) for v in (point.x, point.maybe, point.by_name["k"])] == [float] * 3
+    assert read() == Point("here", 1.0)
+    assert read(maybe=None).maybe is None
+
+
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [
+        ({"x": 0}, "point.x = 0: allowed is a number above 0"),
+        ({"x": "1"}, 'point.x = "1": allowed is a number above 0'),
+        ({"x": True}, "point.x = true: allowed is a number above 0"),
+        ({"x": math.nan}, "point.x = NaN: allowed is a number above 0"),
+        ({"x": math.inf}, "point.x = Infinity: allowed is a number above 0"),
+        ({"x": 1e151}, "point.x = 1e+151: allowed is a number above 0"),
+        ({"x": None}, "point.x = null: allowed is a number above 0"),
+        ({"n": 1.0}, "point.n = 1.0: allowed is a whole number of at most 64 bits"),
+        ({"n": True}, "point.n = true: allowed is a whole number of at most 64 bits"),
+        ({"n": 2**63}, f"point.n = {2**63}: allowed is a whole number of at most 64 bits"),
+        ({"flag": 1}, "point.flag = 1: allowed is true or false"),
+        ({"flag": "true"}, 'point.flag = "true": allowed is true or false'),
+        ({"name": 1}, "point.name = 1: allowed is a string"),
+        ({"kind": "c"}, 'point.kind = "c": allowed is one of "a", "b"'),
+        ({"kind": []}, 'point.kind = []: allowed is one of "a", "b"'),
+        ({"version": 2}, "point.version = 2: allowed is one of 1"),
+        ({"version": True}, "point.version = true: allowed is one of 1"),
+        ({"version": 1.0}, "point.version = 1.0: allowed is one of 1"),
+        ({"pair": 1}, "point.pair = 1: allowed is two whole numbers"),
+        ({"pair": [1]}, "point.pair = [1]: allowed is two whole numbers"),
+        ({"pair": [1, 2.5]}, "point.pair = 2.5: allowed is two whole numbers"),
+        ({"kinds": "a"}, 'point.kinds = "a": allowed is a list'),
+        ({"kinds": ["a", "c"]}, 'point.kinds = "c": allowed is one of "a", "b"'),
+        ({"maybe": -1}, "point.maybe = -1: allowed is a number of at least 0"),
+        ({"by_name": 1}, "point.by_name = 1: allowed is a table"),
+        (
+            {"by_name": {"a b": math.nan}},
+            'point.by_name."a b" = NaN: allowed is a finite number, in size at most 1e150',
+        ),
+        (
+            {"flagg": True},
+            "point.flagg is an unknown key (did you mean 'flag'?); allowed: anything, by_name, "
+            "flag, kind, kinds, maybe, n, name, pair, version, x",
+        ),
+        (
+            {"\n": 1},
+            'point."\\n" is an unknown key; allowed: anything, by_name, flag, kind, kinds, maybe, '
+            "n, name, pair, version, x",
+        ),
+    ],
+)
+def test_each_error_names_file_key_value_and_what_is_allowed(
+    table: dict[str, Any], expected: str
+) -> None:
+    assert message(**table) == f"file.toml: {expected}"
+
+
+def test_what_the_caller_gives_is_no_key_of_the_table() -> None:
+    assert message(given="there").startswith("file.toml: point.given is an unknown key; allowed:")
+
+
+def test_a_missing_key_is_named() -> None:
+    with pytest.raises(UsageError, match=r"^file\.toml: point\.x is missing$"):
+        READER.read(Point, {}, "point.", given="here")
+
+
+@given(st.integers(-(2**63) + 1, 2**63 - 1))
+def test_whole_numbers_of_64_bits_pass(n: int) -> None:
+    assert read(n=n).n == n
+
+
+@given(st.floats(max_value=1e150, min_value=0, exclude_min=True))
+def test_positive_floats_pass_and_their_squares_are_finite(x: float) -> None:
+    assert read(x=x).x == x
+    assert math.isfinite(x * x)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
+)
+KEYS = st.sampled_from([*Point.__dataclass_fields__, "flga", "", "\u2028"])
+
+
+@given(st.dictionaries(KEYS, JSON, max_size=4))
+def test_any_table_is_read_or_refused_in_one_line(table: dict[str, Any]) -> None:
+    try:
+        assert isinstance(READER.read(Point, table, "point.", given="here"), Point)
+    except UsageError as error:
+        (line,) = str(error).splitlines()
+        assert line.startswith("file.toml: point.")
+
+
+@given(JSON)
+def test_a_value_is_shown_on_one_short_line(value: Any) -> None:
+    assert len(shown(value).splitlines()) == 1
+    assert len(shown(value)) <= 60
+
+
+def test_a_number_of_thousands_of_digits_is_refused_like_any_other() -> None:
+    # TOML's hexadecimal numbers have no limit of their own, Python's decimal text has one of 4,300
+    assert message(n=1 << 20_000).endswith(": allowed is a whole number of at most 64 bits")
+
+
+@pytest.mark.parametrize(
+    ("key", "as_toml"), [("a-b_C9", "a-b_C9"), ("sgd+sam", '"sgd+sam"'), ("", '""'), ('"', '"\\""')]
+)
+def test_keys_are_quoted_as_in_toml(key: str, as_toml: str) -> None:
+    assert quoted(key) == as_toml

@@ -1,0 +1,673 @@
+"""Training: the same bits again; against a plain loop and torch's schedules; off the rails.
+
+Checkpoints have a file of their own.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from flatbench import data, models, trainer
+from flatbench.cases import Case, grid
+from flatbench.errors import UsageError
+from flatbench.optim import SAM
+from flatbench.protocol import Data
+from flatbench.record import Epoch, Record, from_json, write_json
+from tests import tiny
+
+SGD, ADAM = tiny.SGD, tiny.ADAM
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def case(folder: Path, row: str | None = None, seed: int = 0, **sections: Any) -> Case:
+    """The tiny protocol's case of one row (by default its only one)."""
+    rows = None if row is None else [row]
+    return grid(tiny.protocol(folder, tiny.table(**sections)), None, rows, [seed])[0]
+
+
+def one_row(**row: Any) -> dict[str, Any]:
+    return {"row": row}
+
+
+# --- the same again
+
+
+def test_a_seed_repeats_bit_for_bit_whatever_came_before(tmp_path: Path) -> None:
+    sam = case(tmp_path, "sgd+sam", data={"name": "digits", "augmentation": "crop-flip"})
+    first = trainer.train(sam)
+    torch.manual_seed(99)
+    torch.randn(3)
+    assert trainer.train(sam).without_timings() == first.without_timings()
+    other = trainer.train(dataclasses.replace(sam, seed=1))
+    assert other.history[0].train_loss != first.history[0].train_loss
+
+
+@dataclass
+class Chance:
+    """Everything that a run drew by chance."""
+
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    labels: Tensor = field(default_factory=lambda: torch.empty(0))
+    epochs: list[list[Tensor]] = field(default_factory=list)  # the indices of each batch
+    images: list[Tensor] = field(default_factory=list)  # of each batch, as augmented
+
+
+def watched(run: Case, build: Any = models.build, **options: Any) -> tuple[Record, Chance]:
+    """Train, and keep what flatbench's own random functions gave."""
+    seen = Chance()
+    noisy_labels, batches, augment = data.noisy_labels, data.batches, data.augment
+
+    def watch_build(*arguments: Any, **named: Any) -> nn.Module:
+        model = build(*arguments, **named)
+        seen.weights = {name: t.clone() for name, t in model.state_dict().items()}
+        return model
+
+    def watch_labels(*arguments: Any, **named: Any) -> Tensor:
+        seen.labels = noisy_labels(*arguments, **named)
+        return seen.labels
+
+    def watch_batches(*arguments: Any, **named: Any) -> Iterator[Tensor]:
+        seen.epochs.append(list(batches(*arguments, **named)))
+        return iter(seen.epochs[-1])
+
+    def watch_augment(*arguments: Any, **named: Any) -> Tensor:
+        seen.images.append(augment(*arguments, **named))
+        return seen.images[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "build", watch_build)
+        patch.setattr(data, "noisy_labels", watch_labels)
+        patch.setattr(data, "batches", watch_batches)
+        patch.setattr(data, "augment", watch_augment)
+        record = trainer.train(run, **options)
+    return record, seen
+
+
+def smooth(name: str, *, width: int, in_channels: int, classes: int) -> nn.Module:
+    """A small network without kinks, in place of the real ones.
+
+    On those, float32 and float64 part by per cents within a few steps: BatchNorm after channels
+    that are dead holds activations at a ReLU's kink, and blows their rounding errors up.
+    """
+    return nn.Sequential(
+        nn.Conv2d(in_channels, width, 3, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.GELU(),
+        nn.Conv2d(width, 2 * width, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(2 * width),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(2 * width * 16, 16, bias=False),
+        nn.BatchNorm1d(16),
+        nn.Tanh(),
+        nn.Linear(16, classes),
+    )
+
+
+ROWS = {
+    "sgd": SGD,
+    "sgd+sam": {**SGD, "rho": 0.05},
+    "adam": ADAM,
+    "adam+asam": {**ADAM, "rho": 0.5, "adaptive": True, "eta": 0.01},
+}
+
+
+def test_rows_of_one_seed_see_the_same_noise_weights_and_batches(tmp_path: Path) -> None:
+    sections = {
+        "data": {"name": "digits", "label_noise": 0.4, "augmentation": "crop", "validation": 0.8},
+        "optimizers": ROWS,
+    }
+    sgd, *others = (watched(case(tmp_path, row, **sections))[1] for row in ROWS)
+    for other in others:
+        assert torch.equal(other.labels, sgd.labels)
+        for name, tensor in sgd.weights.items():
+            assert torch.equal(other.weights[name], tensor)
+        for one, two in zip(sgd.epochs, other.epochs, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(sgd.images, other.images, strict=True))
+    again = watched(case(tmp_path, "sgd", seed=1, **sections))[1]
+    assert not torch.equal(again.labels, sgd.labels)
+    assert not torch.equal(again.epochs[0][0], sgd.epochs[0][0])
+    assert not torch.equal(again.images[0], sgd.images[0])
+    assert not torch.equal(again.weights["classifier.weight"], sgd.weights["classifier.weight"])
+
+
+@pytest.mark.parametrize("base", [SGD, ADAM, {**ADAM, "base": "adamw"}])
+def test_sam_with_next_to_no_radius_is_its_base(tmp_path: Path, base: dict[str, Any]) -> None:
+    rows = {"base": base, "base+sam": {**base, "rho": 1e-12}}
+    plain, sam = (watched(case(tmp_path, row, optimizers=rows), smooth)[0] for row in rows)
+    for one, two in zip(plain.history, sam.history, strict=True):
+        assert two.train_loss == pytest.approx(one.train_loss, rel=1e-5)
+        assert two.test_loss == pytest.approx(one.test_loss, rel=1e-5)
+        assert two.sam_sharpness == pytest.approx(one.sam_sharpness, rel=1e-5)
+        assert two.gradient_evaluations == 2 * one.gradient_evaluations
+
+
+# --- against a plain loop
+
+
+def in_a_plain_loop(run: Case, seen: Chance) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
+    """The case once more, in as few lines as it takes: its epochs and final weights.
+
+    Of flatbench it uses the images; the optimizer, the schedule, the ascent and
+    its undoing, the losses and the sums are torch's or written out.
+    """
+    row, training, rule = run.row, run.protocol.training, run.protocol.sharpness
+    smoothing = training.label_smoothing if row.label_smoothing is None else row.label_smoothing
+    parts = data.load(run.protocol.data)
+    pixels = parts.train.images.double()
+    mean, std = pixels.mean((0, 1, 2)), pixels.std((0, 1, 2), correction=0)
+    evaluated = parts.test if run.protocol.data.evaluation == "test" else parts.validation
+
+    def tensor(images: Tensor) -> Tensor:
+        return ((images.double() - mean) / std).float().permute(0, 3, 1, 2).contiguous()
+
+    model = smooth("", width=run.protocol.model.width, in_channels=1, classes=10)
+    model.load_state_dict(seen.weights)
+    ws = list(model.parameters())
+    bases = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    names = ("momentum", "nesterov") if row.base == "sgd" else ("betas",)
+    options = {name: getattr(row, name) for name in (*names, "lr", "weight_decay")}
+    optimizer = bases[row.base](ws, foreach=False, **options)
+    steps = run.epochs * len(seen.epochs[0])
+    if training.schedule == "cosine":
+        schedule: Any = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    else:
+        drops = [round(m * steps) for m in training.milestones]
+        schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, drops, training.decay)
+
+    def norm(adaptive: bool, eta: float) -> tuple[float, list[Tensor]]:
+        ts = [w.detach().abs() + eta if adaptive else torch.ones_like(w) for w in ws]
+        return math.sqrt(sum(float((t * w.grad).square().sum()) for t, w in zip(ts, ws))), ts  # noqa: B905
+
+    history, images = [], iter(seen.images)
+    for batches in seen.epochs:
+        model.train()
+        losses, hits, norms = 0.0, 0, []
+        for batch in batches:
+            x, y = tensor(next(images)), seen.labels[batch]
+
+            def closure() -> float:
+                nonlocal losses, hits
+                optimizer.zero_grad()
+                logits = model(x)  # noqa: B023 - called in this very round
+                loss = F.cross_entropy(logits, y, label_smoothing=smoothing)  # noqa: B023
+                loss.backward()
+                losses += loss.item() * len(y)  # noqa: B023
+                hits += int((logits.argmax(1) == y).sum())  # noqa: B023
+                norms.append(norm(rule.adaptive, rule.eta)[0])  # noqa: B023
+                if row.rho is not None:
+                    kept = [t.detach().clone() for t in (*ws, *model.buffers())]
+                    length, ts = norm(row.adaptive, row.eta)
+                    with torch.no_grad():
+                        for w, t in zip(ws, ts, strict=True):
+                            w.add_(row.rho * t * t * w.grad / length)
+                    optimizer.zero_grad()
+                    F.cross_entropy(model(x), y, label_smoothing=smoothing).backward()  # noqa: B023
+                    with torch.no_grad():
+                        for t, before in zip((*ws, *model.buffers()), kept, strict=True):
+                            t.copy_(before)
+                return loss.item()
+
+            optimizer.step(closure)
+            schedule.step()
+        model.eval()
+        with torch.no_grad():
+            logits, y = model(tensor(evaluated.images)), evaluated.labels
+        count = sum(map(len, batches))
+        history.append(
+            {
+                "train_loss": losses / count,
+                "train_accuracy": 100 * hits / count,
+                "test_loss": float(F.cross_entropy(logits, y)),
+                "test_accuracy": 100 * float((logits.argmax(1) == y).double().mean()),
+                "sam_sharpness": rule.rho * sum(norms) / len(norms),
+            }
+        )
+    return history, model.state_dict()
+
+
+COSINE = {"epochs": 2, "batch_size": 64}
+STEP = {"epochs": 2, "batch_size": 64, "schedule": "step", "milestones": [0.5], "decay": 0.1}
+PLAIN = {"name": "digits", "label_noise": 0.4, "train_examples": 200}
+
+CASES: dict[str, dict[str, Any]] = {
+    "sgd": {"optimizers": one_row(**SGD), "data": PLAIN | {"augmentation": "crop-flip"}},
+    "sgd with nesterov": {
+        "optimizers": one_row(**SGD, nesterov=True, label_smoothing=0.1),
+        "training": STEP,
+    },
+    "sgd+sam": {
+        "optimizers": one_row(**SGD, rho=0.05),
+        "training": COSINE | {"label_smoothing": 0.1},
+        "sharpness": {"rho": 0.2},
+    },
+    "sgd+asam": {
+        "optimizers": one_row(**SGD, rho=0.5, adaptive=True, eta=0.01),
+        "data": PLAIN | {"augmentation": "crop"},
+    },
+    "sgd+asam, sharpness alike": {
+        "optimizers": one_row(**SGD, rho=2, adaptive=True),
+        "sharpness": {"rho": 2, "adaptive": True},
+    },
+    "sgd+sam, sharpness adaptive": {
+        "optimizers": one_row(**SGD, rho=0.05),
+        "sharpness": {"rho": 0.5, "adaptive": True, "eta": 0.1},
+    },
+    "adam": {"optimizers": one_row(**ADAM, betas=[0.8, 0.99]), "training": STEP},
+    "adam+sam": {"optimizers": one_row(**ADAM, rho=0.05)},
+    "adamw+asam": {
+        "optimizers": one_row(base="adamw", lr=0.002, weight_decay=0.05, rho=0.5, adaptive=True),
+        "sharpness": {"rho": 0.5, "adaptive": True},
+    },
+    "on the validation part": {
+        "optimizers": one_row(**SGD, rho=0.05),
+        "data": PLAIN | {"validation": 0.25, "evaluation": "validation"},
+    },
+    "a leftover of one": {
+        "optimizers": one_row(**SGD, rho=0.05),
+        "data": PLAIN | {"train_examples": 193},
+    },
+    "a smaller last batch": {
+        "optimizers": one_row(**ADAM, rho=0.05),
+        "data": PLAIN | {"train_examples": 150},
+    },
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_run_is_what_a_plain_loop_does(tmp_path: Path, name: str) -> None:
+    run = case(tmp_path, **CASES[name])
+    record, seen = watched(run, smooth, weights=tmp_path / "weights.safetensors")
+    expected, weights = in_a_plain_loop(run, seen)
+    examples = sum(map(len, seen.epochs[0]))
+    assert len(record.history) == len(expected) == 2
+    for epoch, plain in zip(record.history, expected, strict=True):
+        for key in ("train_loss", "test_loss", "sam_sharpness"):
+            assert getattr(epoch, key) == pytest.approx(plain[key], rel=1e-5), key
+        # in float32 one example may stand on the edge
+        assert epoch.train_accuracy == pytest.approx(plain["train_accuracy"], abs=100.1 / examples)
+        assert epoch.test_accuracy == pytest.approx(plain["test_accuracy"], abs=100.1 / 360)
+    found = load_file(tmp_path / "weights.safetensors")
+    assert found.keys() == weights.keys()
+    for key, tensor in weights.items():  # BatchNorm's statistics and counts among them
+        torch.testing.assert_close(found[key], tensor, rtol=1e-4, atol=1e-5, msg=key)
+
+
+# --- what a record says
+
+
+@pytest.fixture(scope="module")
+def tiny_records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Record]:
+    folder = tmp_path_factory.mktemp("tiny")
+    return {row: trainer.train(case(folder, row)) for row in ("sgd", "sgd+sam")}
+
+
+def test_the_last_epoch_is_the_result_and_the_best_is_named_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluated = iter([(2.0, 50.0), (1.0, 70.0), (1.5, 60.0)])
+    monkeypatch.setattr(trainer, "evaluate", lambda *arguments: next(evaluated))
+    record = trainer.train(case(tmp_path, "sgd", training={"epochs": 3, "batch_size": 64}))
+    last = record.history[-1]
+    for key in ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "sam_sharpness"):
+        assert getattr(record, key) == getattr(last, key)
+    assert (record.test_accuracy, record.test_loss) == (60.0, 1.5)
+    assert record.best_test_accuracy == 70.0
+
+
+def test_who_what_and_how_much(tiny_records: dict[str, Record]) -> None:
+    base, sam = tiny_records["sgd"], tiny_records["sgd+sam"]
+    assert (sam.id, sam.base, sam.base_row) == ("tiny/resnet18/sgd+sam/seed0", "sgd", "sgd")
+    assert (base.id, base.base, base.base_row) == ("tiny/resnet18/sgd/seed0", "sgd", None)
+    # 200 images in batches of 64 are 4 steps: 2 epochs
+    assert [epoch.gradient_evaluations for epoch in base.history] == [4, 4]
+    assert [epoch.gradient_evaluations for epoch in sam.history] == [8, 8]
+    assert (base.gradient_evaluations, sam.gradient_evaluations) == (8, 16)
+    for record in (base, sam):
+        assert record.status == "completed"
+        assert record.reason is None
+        assert record.seconds == sum(epoch.seconds for epoch in record.history)
+        assert record.seconds > 0
+        assert record.calibration_seconds
+        assert [epoch.learning_rate for epoch in record.history] == [0.05, 0.025]
+        assert record.provenance["device_kind"] == "cpu"
+        assert record.provenance["precision"] == "fp32"
+        assert record.provenance["resumed_after"] == []
+
+
+def test_hashes_in_the_record_are_the_protocol_s(
+    tmp_path: Path, tiny_records: dict[str, Record]
+) -> None:
+    run = case(tmp_path, "sgd+sam")
+    said = tiny_records["sgd+sam"].provenance
+    assert said["common_hash"] == run.protocol.common_hash()
+    assert said["cell_hash"] == run.cell_hash()
+    assert said["key"] != tiny_records["sgd"].provenance["key"]
+
+
+def test_a_record_s_json_reads_back(tmp_path: Path, tiny_records: dict[str, Record]) -> None:
+    for record in tiny_records.values():
+        write_json(tmp_path / "record.json", record.to_json())
+        assert from_json(json.loads((tmp_path / "record.json").read_text()), "file") == record
+
+
+def test_each_epoch_is_told_as_it_ends(tmp_path: Path) -> None:
+    told: list[tuple[int, Epoch]] = []
+    record = trainer.train(case(tmp_path, "sgd"), on_epoch=lambda *news: told.append(news))
+    assert told == list(enumerate(record.history, start=1))
+
+
+def test_accuracy_in_training_is_of_the_noisy_labels(tmp_path: Path) -> None:
+    """A network that has learned everything by heart fits them, and fails where they are wrong."""
+    run = case(
+        tmp_path,
+        data=PLAIN | {"train_examples": 40},
+        training={"epochs": 60, "batch_size": 20, "schedule": "constant"},
+        model={"width": 16, "architectures": ["resnet18"]},
+        optimizers=one_row(base="adam", lr=0.003),
+    )
+    record, seen = watched(run)
+    truth = data.load(run.protocol.data).train.labels
+    assert (seen.labels != truth).sum() == 16
+    assert record.train_accuracy == 100.0
+
+
+@pytest.mark.parametrize("part", ["test", "validation"])
+def test_the_part_that_is_evaluated_is_the_protocol_s(tmp_path: Path, part: str) -> None:
+    run = case(tmp_path, "sgd", data=PLAIN | {"validation": 0.25, "evaluation": part})
+    record = trainer.train(run, weights=tmp_path / "weights")
+    model = models.build("resnet18", width=4, in_channels=1)
+    model.load_state_dict(load_file(tmp_path / "weights"))
+    dataset = data.load(run.protocol.data)
+    other = {"test": "validation", "validation": "test"}[part]
+    assert record.evaluation == part
+    loss, accuracy = trainer.evaluate(model, dataset, getattr(dataset, part))
+    assert record.test_loss == pytest.approx(loss, rel=1e-5)
+    assert record.test_accuracy == pytest.approx(accuracy, abs=100.1 / 360)
+    assert record.test_loss != pytest.approx(
+        trainer.evaluate(model, dataset, getattr(dataset, other))[0], rel=1e-4
+    )
+
+
+def test_evaluation_is_over_whole_parts_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In pieces with a smaller last one, as in one."""
+    torch.manual_seed(0)
+    dataset = data.load(Data("digits"))
+    model = models.build("vgg16", width=2, in_channels=1)
+    model(dataset.normalise(dataset.train.images))  # statistics
+    model.eval()
+    logits = model(dataset.normalise(dataset.test.images))
+    hits = (logits.argmax(1) == dataset.test.labels).double().mean().item()
+    for size in (7, 359, 360, 1000):
+        monkeypatch.setattr(trainer, "EVALUATION_BATCH", size)
+        model.train()  # evaluate sets the mode itself
+        loss, accuracy = trainer.evaluate(model, dataset, dataset.test)
+        assert loss == pytest.approx(F.cross_entropy(logits, dataset.test.labels).item(), rel=1e-5)
+        assert accuracy == pytest.approx(100 * hits)
+
+
+# --- a row's own settings
+
+
+def same_but_for_the_name(row: Record, other: Record) -> None:
+    keys = ("history", "sharpness", "status", "gradient_evaluations")
+    one, two = row.without_timings(), other.without_timings()
+    assert {key: one[key] for key in keys} == {key: two[key] for key in keys}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("epochs", 3), ("label_smoothing", 0.2), ("warmup_epochs", 1)]
+)
+def test_a_row_s_own_setting_is_as_the_protocol_s(tmp_path: Path, key: str, value: Any) -> None:
+    training = {"epochs": 2, "batch_size": 64, "label_smoothing": 0.1, "warmup_epochs": 2}
+    own = trainer.train(
+        case(tmp_path, optimizers=one_row(**SGD, **{key: value}), training=training)
+    )
+    shared = case(tmp_path, optimizers=one_row(**SGD), training=training | {key: value})
+    same_but_for_the_name(own, trainer.train(shared))
+    plain = trainer.train(case(tmp_path, optimizers=one_row(**SGD), training=training))
+    assert plain.history[0] != own.history[0]
+
+
+@pytest.mark.parametrize("key", ["label_smoothing", "warmup_epochs"])
+def test_a_row_may_set_to_nothing_what_the_protocol_has(tmp_path: Path, key: str) -> None:
+    training = {"epochs": 2, "batch_size": 64, "label_smoothing": 0.1, "warmup_epochs": 2}
+    own = trainer.train(case(tmp_path, optimizers=one_row(**SGD, **{key: 0}), training=training))
+    shared = case(tmp_path, optimizers=one_row(**SGD), training=training | {key: 0})
+    same_but_for_the_name(own, trainer.train(shared))
+
+
+def test_an_architecture_s_own_learning_rate_is_used(tmp_path: Path) -> None:
+    rows = one_row(**SGD, architectures={"resnet18": {"lr": 0.01}})
+    record = trainer.train(case(tmp_path, optimizers=rows))
+    same_but_for_the_name(
+        record, trainer.train(case(tmp_path, optimizers=one_row(**(SGD | {"lr": 0.01}))))
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "kind", "options"),
+    [
+        (SGD, torch.optim.SGD, {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4}),
+        ({**SGD, "nesterov": True}, torch.optim.SGD, {"nesterov": True}),
+        ({**ADAM, "betas": [0.5, 0.6]}, torch.optim.Adam, {"lr": 0.002, "betas": (0.5, 0.6)}),
+        ({**ADAM, "base": "adamw"}, torch.optim.AdamW, {"weight_decay": 5e-4}),
+        (
+            {**SGD, "rho": 0.3, "adaptive": True, "eta": 0.02},
+            SAM,
+            {"rho": 0.3, "adaptive": True, "eta": 0.02, "momentum": 0.9},
+        ),
+        ({**ADAM, "rho": 0.05}, SAM, {"rho": 0.05, "adaptive": False, "betas": (0.9, 0.999)}),
+    ],
+)
+def test_a_row_s_optimizer(
+    tmp_path: Path, row: dict[str, Any], kind: type, options: dict[str, Any]
+) -> None:
+    model = nn.Linear(2, 2)
+    optimizer = trainer.build_optimizer(case(tmp_path, optimizers=one_row(**row)).row, model)
+    assert type(optimizer) is kind
+    (group,) = optimizer.param_groups
+    assert {key: group[key] for key in options} == options
+    assert group["params"] == list(model.parameters())
+
+
+# --- learning rates against torch's schedulers
+
+EPOCHS, STEPS = 10, 7
+
+
+def by_step(run: Case) -> list[float]:
+    return [trainer.learning_rate(run, i / STEPS) for i in range(EPOCHS * STEPS)]
+
+
+def of_torch(make: Any) -> list[float]:
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.05)
+    scheduler = make(optimizer)
+    rates = []
+    for _ in range(EPOCHS * STEPS):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+def scheduled(folder: Path, **training: Any) -> Case:
+    training = {"epochs": EPOCHS, "batch_size": 64, **training}
+    return case(folder, optimizers=one_row(**SGD), training=training)
+
+
+def test_cosine(tmp_path: Path) -> None:
+    expected = of_torch(lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, EPOCHS * STEPS))
+    run = scheduled(tmp_path)
+    assert by_step(run) == pytest.approx(expected, rel=1e-9, abs=1e-15)
+    assert trainer.learning_rate(run, EPOCHS) == pytest.approx(0, abs=1e-15)
+
+
+def test_steps(tmp_path: Path) -> None:
+    run = scheduled(tmp_path, schedule="step", milestones=[0.3, 0.6, 0.8], decay=0.2)
+    drops = [3 * STEPS, 6 * STEPS, 8 * STEPS]
+    expected = of_torch(lambda o: torch.optim.lr_scheduler.MultiStepLR(o, drops, 0.2))
+    assert by_step(run) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("epochs", [5, 10, 15, 30, 100, 200, 400])
+def test_steps_come_at_the_start_of_their_epoch(tmp_path: Path, epochs: int) -> None:
+    """Whatever a milestone's share is in floating point."""
+    milestones = [0.2, 0.4, 0.6, 0.8]
+    run = scheduled(tmp_path, schedule="step", milestones=milestones, decay=0.5, epochs=epochs)
+    rates = [trainer.learning_rate(run, epoch) for epoch in range(epochs)]
+    fifth = epochs // 5
+    assert rates == [0.05 * 0.5**k for k in range(5) for _ in range(fifth)]
+
+
+def test_warm_up(tmp_path: Path) -> None:
+    run = scheduled(tmp_path, schedule="constant", warmup_epochs=3)
+    tiny_start = 1e-12  # torch's factor may not start at 0
+    expected = of_torch(
+        lambda o: torch.optim.lr_scheduler.LinearLR(o, tiny_start, total_iters=3 * STEPS)
+    )
+    assert by_step(run) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    assert trainer.learning_rate(run, 0) == 0
+
+
+def test_warm_up_joins_the_schedule_s_own_value(tmp_path: Path) -> None:
+    with_warm_up, without = scheduled(tmp_path, warmup_epochs=4), scheduled(tmp_path)
+    for i, (one, two) in enumerate(zip(by_step(with_warm_up), by_step(without), strict=True)):
+        assert one == pytest.approx(two * min(1, i / (4 * STEPS)), rel=1e-12)
+
+
+def test_constant(tmp_path: Path) -> None:
+    assert set(by_step(scheduled(tmp_path, schedule="constant"))) == {0.05}
+
+
+# --- divergence
+
+# each step multiplies the weights by about lr * weight_decay
+BURSTING = {"base": "sgd", "lr": 1e4, "weight_decay": 0.5}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"base": "sgd", "lr": 1e20},
+        {"base": "sgd", "lr": 1e20, "rho": 0.05},
+        {"base": "sgd", "lr": 1e20, "rho": 0.05, "adaptive": True},
+        {"base": "adam", "lr": 1e30},
+        {"base": "adam", "lr": 1e30, "rho": 0.05},
+        {"base": "adamw", "lr": 1e30, "weight_decay": 0.1, "rho": 0.05},
+        {"base": "sgd", "lr": 0.05, "rho": 1e30},
+        BURSTING,
+        {**BURSTING, "rho": 0.05},
+    ],
+    ids=lambda row: "-".join(map(str, row.values())),
+)
+@pytest.mark.parametrize("architecture", models.ARCHITECTURES)
+def test_a_run_that_diverges_is_recorded_so(
+    tmp_path: Path, row: dict[str, Any], architecture: str
+) -> None:
+    run = case(
+        tmp_path,
+        optimizers={"row": row},
+        training={"epochs": 30, "batch_size": 64, "schedule": "constant"},
+        model={"width": 4, "architectures": [architecture]},
+        sharpness={"at_end": ["ascent_sharpness"]},
+    )
+    told: list[int] = []
+    weights = tmp_path / "weights"
+    record = trainer.train(run, on_epoch=lambda n, _: told.append(n), weights=weights)
+    assert record.status == "diverged"
+    last = len(record.history) + 1
+    assert record.reason is not None
+    assert record.reason.startswith(f"diverged in epoch {last} of 30: the ")
+    assert record.reason.endswith(" is not finite")
+    assert told == list(range(1, last))
+    assert not weights.exists()
+    for key in ("test_accuracy", "best_test_accuracy", "test_loss", "train_accuracy"):
+        assert getattr(record, key) is None
+    assert (record.train_loss, record.sam_sharpness, record.sharpness) == (None, None, {})
+    write_json(tmp_path / "record.json", record.to_json())  # refuses NaN
+    assert from_json(json.loads((tmp_path / "record.json").read_text()), "file") == record
+
+
+def test_divergence_in_a_later_epoch_keeps_those_before(tmp_path: Path) -> None:
+    training = {"epochs": 30, "batch_size": 64, "schedule": "constant"}
+    run = case(tmp_path, optimizers={"row": {**BURSTING, "lr": 1e3}}, training=training)
+    record = watched(run, smooth)[0]
+    assert record.status == "diverged"
+    assert 1 <= len(record.history) < 10
+    assert record.gradient_evaluations == 4 * len(record.history)
+    assert record.seconds == sum(epoch.seconds for epoch in record.history)
+
+
+def test_a_test_loss_that_is_not_finite_is_divergence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate = trainer.evaluate
+    calls = iter([False, True])
+
+    def overflow(*arguments: Any) -> tuple[float, float]:
+        loss, accuracy = evaluate(*arguments)
+        return (math.inf if next(calls) else loss), accuracy
+
+    monkeypatch.setattr(trainer, "evaluate", overflow)
+    record = trainer.train(case(tmp_path, "sgd"))
+    assert record.reason == "diverged in epoch 2 of 2: the test loss is not finite"
+    assert len(record.history) == 1
+
+
+# --- precision, and what is not there
+
+
+def test_bf16_is_near_fp32_and_said(tmp_path: Path) -> None:
+    training = {"epochs": 2, "batch_size": 64}
+    full, half = (
+        watched(case(tmp_path, "sgd+sam", training=training | {"precision": name}), smooth)[0]
+        for name in ("fp32", "bf16")
+    )
+    assert [r.provenance["precision"] for r in (full, half)] == ["fp32", "bf16"]
+    for one, two in zip(full.history, half.history, strict=True):
+        assert two.train_loss == pytest.approx(one.train_loss, rel=2e-3)
+        assert two.sam_sharpness == pytest.approx(one.sam_sharpness, rel=2e-2)
+        assert two.train_loss != one.train_loss
+
+
+@pytest.mark.parametrize(("fast", "precision"), [(True, "bf16"), (False, "fp32")])
+def test_auto_is_bf16_where_the_device_is_fast_at_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast: bool, precision: str
+) -> None:
+    monkeypatch.setattr(trainer.device, "has_fast_bf16", lambda where: fast)
+    training = {"epochs": 1, "batch_size": 64}
+    auto, named = (
+        trainer.train(case(tmp_path, "sgd", training=training | {"precision": name}))
+        for name in ("auto", precision)
+    )
+    assert auto.provenance["precision"] == precision
+    same_but_for_the_name(auto, named)
+
+
+def test_a_data_set_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="data set cifar10: not found"):
+        trainer.train(case(tmp_path, "sgd", data={"name": "cifar10"}), data_dir=tmp_path)
+
+
+def test_a_device_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--device = 'tpu': allowed is cpu, cuda"):
+        trainer.train(case(tmp_path, "sgd"), device_name="tpu")
