@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from flatbench import engine, gate, protocol
+from flatbench import compare, engine, gate, protocol
 from flatbench.cases import Case, grid
 from flatbench.cli import names, seeds
 from flatbench.errors import UsageError
@@ -19,6 +19,7 @@ from flatbench.record import Record, write_atomically
 
 PROTOCOL = pytest.StashKey[protocol.Protocol]()
 THRESHOLDS = pytest.StashKey[gate.Thresholds | None]()
+GATE = pytest.StashKey[compare.Baseline | None]()
 WANTED = pytest.StashKey[Sequence[Case]]()  # what the options ask for
 GRID = pytest.StashKey[Sequence[Case]]()  # what -k and -m have left of it
 RUN = pytest.StashKey[engine.Run]()
@@ -38,6 +39,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--keep-weights", action="store_true", help="keep the final weights")
     group.addoption(
         "--thresholds", type=Path, help="default: benchmarks/thresholds/PROTOCOL.toml, if there"
+    )
+    group.addoption(
+        "--gate", type=Path, help="compare the grid with this baseline: records, or thresholds"
     )
 
 
@@ -71,9 +75,12 @@ def pytest_configure(config: pytest.Config) -> None:
             config.getoption("seeds"),
         )
         config.stash[THRESHOLDS] = _thresholds(config, settings.name)
+        config.stash[GATE] = _gate(config, settings)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("gate") is None:
+        items[:] = [i for i in items if "gate_baseline" not in getattr(i, "fixturenames", ())]
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return
@@ -110,6 +117,20 @@ def _thresholds(config: pytest.Config, name: str) -> gate.Thresholds | None:
     given = config.getoption("thresholds")
     path = given or config.rootpath / "benchmarks" / "thresholds" / f"{name}.toml"
     return gate.read_thresholds(path) if given or path.exists() else None
+
+
+def _gate(config: pytest.Config, settings: protocol.Protocol) -> compare.Baseline | None:
+    """Read the baseline now, rather than find after the training that it is of no use."""
+    path = config.getoption("gate")
+    if path is None:
+        return None
+    baseline = compare.read_baseline(path)
+    if not compare.fits(baseline, settings):
+        raise UsageError(
+            f"{path}: --gate: allowed is a baseline of protocol {settings.name} with the content "
+            f"{settings.common_hash()}"
+        )
+    return baseline
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -180,6 +201,11 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, object]) -> Non
 @pytest.fixture
 def thresholds(request: pytest.FixtureRequest) -> gate.Thresholds | None:
     return request.config.stash[THRESHOLDS]
+
+
+@pytest.fixture
+def gate_baseline(request: pytest.FixtureRequest) -> compare.Baseline | None:
+    return request.config.stash[GATE]
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The grid: each case trains in a worker, and its record must keep to the thresholds.
 
     pytest benchmarks [--protocol NAME] [--architectures …] [--optimizers …] [--seeds …]
+                      [--gate BASELINE]
 
 The time that pytest-benchmark shows for a case is the training time that its worker measured, not
 the time that the test waited.
@@ -13,8 +14,9 @@ from collections.abc import Callable
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from flatbench import gate
+from flatbench import compare, gate, verdict
 from flatbench.cases import Case
+from flatbench.errors import UsageError
 from flatbench.record import Record
 
 
@@ -67,6 +69,16 @@ def test_sam_against_base(
     if not seeds[0] & seeds[1]:
         pytest.skip(f"no seed of both {sam} and {base} was selected")
     _fail_with(gate.check_pairs(pair, thresholds))
+
+
+def test_gate(gate_baseline: compare.Baseline, finished_records: list[Record]) -> None:
+    """Nothing has become worse than in the baseline that --gate names."""
+    try:
+        found = compare.against(gate_baseline, finished_records)
+    except UsageError as error:
+        pytest.fail(str(error), pytrace=False)
+    verdict.add_to_step_summary(verdict.markdown(found))
+    _fail_with([outcome.line for outcome in found.failures])
 
 
 def _fail_with(failures: list[str]) -> None:

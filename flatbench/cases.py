@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from flatbench.errors import UsageError
-from flatbench.protocol import Optimizer, Protocol
+from flatbench.protocol import Optimizer, Protocol, load
 
 _T = TypeVar("_T")
 
@@ -64,6 +65,29 @@ def grid(
         )
         for optimizer in _selected("--optimizers", optimizers, rows, protocol)
     ]
+
+
+def from_id(text: str, protocol: str | None = None) -> Case:
+    """Return the case of an id such as "digits/resnet18/adam+sam/seed0".
+
+    Args:
+        text: the id.
+        protocol: the protocol's file, where it is not one that comes with flatbench.
+
+    Raises:
+        UsageError: the text is no case id, or its protocol has no such case.
+    """
+    found = re.fullmatch(r"([^/]+)/([^/]+)/([^/]+)/seed([0-9]{1,18})", text)
+    if found is None:
+        raise UsageError(
+            f"case {text!r}: allowed is PROTOCOL/ARCHITECTURE/OPTIMIZER/seedN, "
+            "as flatbench list --protocol NAME prints it"
+        )
+    name, architecture, optimizer, seed = found.groups()
+    settings = load(protocol or name)
+    if settings.name != name:
+        raise UsageError(f"case {text!r}: --protocol {protocol} is named {settings.name!r}")
+    return grid(settings, [architecture], [optimizer], [int(seed)])[0]
 
 
 def _selected(

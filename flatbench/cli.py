@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flatbench import __version__, protocol
-from flatbench.cases import Case, grid
+from flatbench.cases import Case, from_id, grid
 from flatbench.errors import UsageError
 
 # Modules that import torch or pandas are imported by the command that needs them: `list` and
@@ -32,7 +32,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="flatbench", description=__doc__)
     parser.add_argument("--version", action="version", version=f"flatbench {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _training_commands(commands)
+    _reading_commands(commands)
+    return parser
 
+
+def _training_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     listing = commands.add_parser("list", help="list protocols, or the cases of one")
     _selection(listing, default=None)
     listing.set_defaults(command=_list)
@@ -52,20 +57,50 @@ def _parser() -> argparse.ArgumentParser:
     download.add_argument("--data-dir", type=Path, required=True, help="where to")
     download.set_defaults(command=_download)
 
+
+def _reading_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     report = commands.add_parser("report", help="render records as tables, or as an HTML page")
     report.add_argument("paths", nargs="+", type=Path, help="JSON files, or folders of them")
     report.add_argument(
         "--format", choices=("markdown", "html", "latex", "csv"), default="markdown"
     )
     report.add_argument("--output", type=Path, help="write here instead of standard output")
+    report.add_argument("--figures", type=Path, help="write every figure into this folder as well")
+    report.add_argument("--target", type=float, help="of the time to accuracy, percent")
     report.set_defaults(command=_report)
+
+    compare = commands.add_parser("compare", help="has anything become worse than a baseline?")
+    compare.add_argument("baseline", type=Path, help="records (JSON, a folder), or thresholds")
+    compare.add_argument("current", nargs="+", type=Path, help="JSON files, or folders of them")
+    compare.add_argument("--alarm", type=float, help="false-alarm rate of all limits together")
+    compare.add_argument("--junit", type=Path, help="write every check here as JUnit XML")
+    compare.add_argument("--summary", type=Path, help="write every check here as markdown")
+    compare.set_defaults(command=_compare)
+
+    landscape = commands.add_parser("landscape", help="draw the loss around finished cases")
+    landscape.add_argument("cases", nargs="+", metavar="CASE", help="as digits/vgg16/sgd+sam/seed0")
+    landscape.add_argument("--protocol", help="the .toml file, if it does not come with flatbench")
+    landscape.add_argument(
+        "--directions",
+        choices=("random", "hessian", "line"),
+        default="random",
+        help="filter-normalised; top Hessian eigenvectors; from one case to another",
+    )
+    landscape.add_argument("--dimensions", type=int, choices=(1, 2), help="default: 2; a line's: 1")
+    landscape.add_argument("--points", type=int, default=21, help="along an axis (default: 21)")
+    landscape.add_argument("--span", type=float, help="largest step (default: 1; a line's: 0.25)")
+    landscape.add_argument("--seed", type=int, default=0, help="of the directions (default: 0)")
+    landscape.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto (default)")
+    landscape.add_argument("--data-dir", type=Path, help="where data sets are kept")
+    landscape.add_argument("--results", type=Path, default=Path("results"), help="of the runs")
+    landscape.add_argument("--output", type=Path, help="default: RESULTS/PROTOCOL/landscapes")
+    landscape.set_defaults(command=_landscape)
 
     baseline = commands.add_parser("baseline", help="derive thresholds from many seeds' records")
     baseline.add_argument("paths", nargs="+", type=Path, help="JSON files, or folders of them")
     baseline.add_argument("--output", type=Path, required=True, help="TOML file to write")
     baseline.add_argument("--level", type=float, help="of each one-sided bound")
     baseline.set_defaults(command=_baseline)
-    return parser
 
 
 def _selection(parser: argparse.ArgumentParser, default: str | None) -> None:
@@ -144,7 +179,14 @@ def _download(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from flatbench import record, report
 
-    text = report.render(record.collect(options.paths), options.format)
+    if options.target is not None and not 0 <= options.target <= 100:
+        raise UsageError(f"--target = {options.target}: allowed is a number from 0 to 100")
+    records = record.collect(options.paths)
+    text = report.render(records, options.format, target=options.target)
+    if options.figures is not None:
+        from flatbench import figures
+
+        figures.write(records, options.figures)
     if options.output is None:
         print(text)
     else:
@@ -157,4 +199,43 @@ def _baseline(options: argparse.Namespace) -> int:
 
     level = gate.LEVEL if options.level is None else options.level
     gate.write_thresholds(options.output, gate.derive(record.collect(options.paths), level=level))
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from flatbench import compare, record, verdict
+
+    alarm = compare.ALARM if options.alarm is None else options.alarm
+    baseline = compare.read_baseline(options.baseline)
+    found = compare.against(baseline, record.collect(options.current), alarm)
+    print(verdict.text(found))
+    verdict.add_to_step_summary(verdict.markdown(found))
+    for path, form in ((options.junit, verdict.junit), (options.summary, verdict.markdown)):
+        if path is not None:
+            record.write_atomically(path, form(found).encode())
+    return found.exit_code
+
+
+def _landscape(options: argparse.Namespace) -> int:
+    from flatbench import device, engine
+    from flatbench.landscape.drawing import View, draw
+
+    cases = [from_id(text, options.protocol) for text in options.cases]
+    is_line = options.directions == "line"
+    view = View(
+        kind=options.directions,
+        dimensions=options.dimensions or (1 if is_line else 2),
+        points=options.points,
+        span=options.span if options.span is not None else 0.25 if is_line else 1.0,
+        seed=options.seed,
+    )
+    files = draw(
+        cases,
+        view,
+        engine.Store(options.results),
+        options.output or options.results / cases[0].protocol.name / "landscapes",
+        where=device.find(options.device),
+        data_dir=options.data_dir,
+    )
+    print("\n".join(map(str, files)))
     return 0

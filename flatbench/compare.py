@@ -21,6 +21,7 @@ from pathlib import Path
 
 from flatbench import gate
 from flatbench.errors import UsageError
+from flatbench.protocol import Protocol
 from flatbench.record import Record, collect
 from flatbench.report.sections import Section, sections
 from flatbench.report.text import plain
@@ -217,12 +218,33 @@ def _outcome(c: _Comparison, level: float) -> Outcome:
     return Outcome(f"{c.where}: {plain(c.measure)}", passed, line)
 
 
-def against(baseline: Path, records: Iterable[Record], alarm: float = ALARM) -> Verdict:
-    """Hold records to a baseline: a file of thresholds (``.toml``), or records (JSON, a folder).
+Baseline = gate.Thresholds | list[Record]
+
+
+def read_baseline(path: Path) -> Baseline:
+    """Read a baseline: a file of thresholds (``.toml``), or records (JSON, or a folder of it).
 
     Raises:
-        UsageError: the baseline cannot be read, or does not fit the records.
+        UsageError: it cannot be read.
     """
-    if baseline.suffix == ".toml":
-        return gate.judge(records, gate.read_thresholds(baseline))
-    return compare(collect([baseline]), records, alarm)
+    return gate.read_thresholds(path) if path.suffix == ".toml" else collect([path])
+
+
+def against(baseline: Baseline, records: Iterable[Record], alarm: float = ALARM) -> Verdict:
+    """Hold records to a baseline; ``alarm`` is for one of records, thresholds have their own level.
+
+    Raises:
+        UsageError: the baseline does not fit the records.
+    """
+    if isinstance(baseline, gate.Thresholds):
+        return gate.judge(records, baseline)
+    return compare(baseline, records, alarm)
+
+
+def fits(baseline: Baseline, protocol: Protocol) -> bool:
+    """Return whether a baseline speaks of the protocol as it is now (its rows apart)."""
+    if isinstance(baseline, gate.Thresholds):
+        known = {baseline.protocol: baseline.common_hash}
+    else:
+        known = {s.protocol: s.common_hash or "" for s in sections(baseline)}
+    return known.get(protocol.name) == protocol.common_hash()

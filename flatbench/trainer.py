@@ -152,15 +152,7 @@ def _prepare(case: Case, where: torch.device, data_dir: Path | None) -> _Run:
     settings, seed = case.protocol, case.seed
     dataset = data.load(settings.data, where, data_dir)
     images = dataset.train.images
-    noise = _stream(seed, "label noise")
-    torch.manual_seed(_stream(seed, "weights").initial_seed())
-    model = models.build(
-        case.architecture,
-        width=settings.model.width,
-        in_channels=dataset.channels,
-        classes=dataset.classes,
-    )
-    model.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = build_model(case, dataset)
     precision = settings.training.precision
     if precision == "auto":
         precision = "bf16" if device.has_fast_bf16(where) else "fp32"
@@ -170,9 +162,7 @@ def _prepare(case: Case, where: torch.device, data_dir: Path | None) -> _Run:
         dataset=dataset,
         evaluated=dataset.test if settings.data.evaluation == "test" else dataset.validation,
         images=images if settings.data.augmentation == "none" else data.pad(images),
-        labels=data.noisy_labels(
-            dataset.train.labels, dataset.classes, settings.data.label_noise, noise
-        ),
+        labels=training_labels(case, dataset),
         model=model,
         optimizer=build_optimizer(case.row, model),
         precision=precision,
@@ -190,6 +180,27 @@ def _prepare(case: Case, where: torch.device, data_dir: Path | None) -> _Run:
             snapshot=functools.partial(_snapshot, run),
         )
     return run
+
+
+def build_model(case: Case, dataset: data.DataSet) -> nn.Module:
+    """Return a case's network with its seed's first weights, on the data's device."""
+    torch.manual_seed(_stream(case.seed, "weights").initial_seed())
+    model = models.build(
+        case.architecture,
+        width=case.protocol.model.width,
+        in_channels=dataset.channels,
+        classes=dataset.classes,
+    )
+    where = dataset.train.labels.device
+    model.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
+
+
+def training_labels(case: Case, dataset: data.DataSet) -> Tensor:
+    """Return the labels [N] that a case trains on: the data set's, with its seed's noise."""
+    noise = _stream(case.seed, "label noise")
+    fraction = case.protocol.data.label_noise
+    return data.noisy_labels(dataset.train.labels, dataset.classes, fraction, noise)
 
 
 def _snapshot(run: _Run) -> Callable[[], None]:

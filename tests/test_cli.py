@@ -1,15 +1,19 @@
 """The command line: quick where it can be, one line and exit 2 where the input is unusable."""
 
 import argparse
+import shutil
 import subprocess
 import sys
+import xml.etree.ElementTree as ET
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 from flatbench import cli, protocol, record
+from flatbench.record import Record
 from tests import tiny
-from tests.synthetic import grid
+from tests.synthetic import MEANS, grid
 
 
 @pytest.mark.parametrize("arguments", [["list"], ["list", "--protocol", "digits"], ["--help"]])
@@ -66,6 +70,21 @@ def test_seeds_that_are_none(text: str) -> None:
         (["run", "--workers", "0"], "--workers = 0: allowed is a whole number of at least 1"),
         (["report", "/nowhere"], "/nowhere: no such file or folder"),
         (["baseline", "/nowhere", "--output", "x.toml"], "/nowhere: no such file or folder"),
+        (["compare", "/nowhere", "/nowhere"], "/nowhere: no such file or folder"),
+        (["compare", "/nowhere.toml", "/nowhere"], "/nowhere.toml: cannot be read"),
+        (["landscape", "digits/sgd/seed0"], "allowed is PROTOCOL/ARCHITECTURE/OPTIMIZER/seedN"),
+        (["landscape", "digits/vgg16/sgdd/seed0"], "has no 'sgdd'; allowed: sgd"),
+        (["landscape", "a/vgg16/sgd/seed0", "--protocol", "digits"], "is named 'digits'"),
+        (["landscape", "digits/vgg16/sgd/seed0", "--results", "/nowhere"], "run --keep-weights"),
+        (["landscape", *["digits/vgg16/sgd/seed0"] * 2], "a case is given more than once"),
+        (["landscape", *(f"digits/vgg16/sgd/seed{i}" for i in range(4))], "allowed are 1 to 3"),
+        (
+            ["landscape", "digits/vgg16/sgd/seed0", "--directions", "line"],
+            "allowed are two cases of one protocol and architecture",
+        ),
+        (["landscape", "digits/vgg16/sgd/seed0", "--points", "1"], "--points = 1: allowed is"),
+        (["landscape", "digits/vgg16/sgd/seed0", "--span", "nan"], "--span = nan: allowed is"),
+        (["landscape", "digits/vgg16/sgd/seed0", "--seed", "-1"], "--seed = -1: allowed is"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_2(
@@ -106,8 +125,134 @@ def test_run_report_and_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_baseline_writes_thresholds(tmp_path: Path) -> None:
     from flatbench import gate
 
-    for r in grid(range(10)):
-        record.write_json(tmp_path / f"{r.id.replace('/', '-')}.json", r.to_json())
+    write(tmp_path, grid(range(10)))
     output = tmp_path / "thresholds.toml"
     assert cli.main(["baseline", str(tmp_path), "--output", str(output), "--level", "0.99"]) == 0
     assert gate.read_thresholds(output).level == 0.99
+
+
+def write(folder: Path, records: Iterable[Record]) -> Path:
+    for r in records:
+        record.write_json(folder / f"{r.id.replace('/', '-')}.json", r.to_json())
+    return folder
+
+
+def test_compare_exits_0_or_1_and_reports_where_it_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "github.md"))
+    baseline = write(tmp_path / "baseline", grid(range(10)))
+    same = write(tmp_path / "same", grid(range(3), generator=3))
+    worse = write(tmp_path / "worse", grid(range(3), means=MEANS | {"adam": 50.0}))
+    assert cli.main(["compare", str(baseline), str(same)]) == 0
+    assert "0 of 16 checks failed" in capsys.readouterr().out
+    junit, summary = tmp_path / "junit.xml", tmp_path / "summary.md"
+    files = ["--junit", str(junit), "--summary", str(summary)]
+    assert cli.main(["compare", str(baseline), str(worse), *files]) == 1
+    assert "FAILED digits/vgg16/adam: test_accuracy" in capsys.readouterr().out
+    assert ET.parse(junit).find("testsuite").attrib["failures"] != "0"
+    assert summary.read_text().splitlines()[0] in (tmp_path / "github.md").read_text()
+    # a hair's breadth of alarms lets the limits out so far that nothing crosses them
+    assert cli.main(["compare", str(baseline), str(worse), "--alarm", "1e-12"]) == 0
+
+
+def test_report_writes_its_figures(tmp_path: Path) -> None:
+    records = write(tmp_path / "records", grid(epochs=3))
+    assert cli.main(["report", str(records), "--figures", str(tmp_path / "figures")]) == 0
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {
+        f"digits-{name}.{suffix}"
+        for name in ("test_accuracy", "sam_sharpness")
+        for suffix in ("png", "svg")
+    }
+
+
+def test_report_takes_a_target(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    records = write(tmp_path / "records", grid(epochs=3))
+    assert cli.main(["report", str(records), "--target", "60"]) == 0
+    assert "The target was given by the user." in capsys.readouterr().out
+    assert cli.main(["report", str(records), "--target", "101"]) == 2
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("landscape")
+    path = tiny.write(folder)
+    common = ["--protocol", str(path), "--results", str(folder), "--device", "cpu"]
+    assert cli.main(["run", *common, "--workers", "1", "--keep-weights"]) == 0
+    return path, folder
+
+
+@pytest.mark.parametrize(
+    ("options", "kinds"),
+    [
+        (["--points", "3"], ["random-2d-contour", "random-2d-surface"]),
+        (["--points", "3", "--dimensions", "1"], ["random-1d-lines"]),
+        (
+            ["--points", "3", "--directions", "hessian"],
+            ["hessian-2d-contour", "hessian-2d-surface"],
+        ),
+        (["--points", "4", "--directions", "line"], ["line-1d-lines"]),
+    ],
+)
+def test_landscapes_of_a_pair(
+    trained: tuple[Path, Path], options: list[str], kinds: list[str]
+) -> None:
+    path, folder = trained
+    ids = ["tiny/resnet18/sgd/seed0", "tiny/resnet18/sgd+sam/seed0"]
+    common = ["--protocol", str(path), "--results", str(folder), "--device", "cpu"]
+    assert cli.main(["landscape", *ids, *common, *options]) == 0
+    together = "resnet18-sgd-seed0--resnet18-sgd+sam-seed0"
+    for kind in kinds:
+        for suffix in ("png", "svg"):
+            assert (folder / "tiny" / "landscapes" / f"{together}-{kind}.{suffix}").exists()
+
+
+def test_a_landscape_s_centre_is_the_trained_network(trained: tuple[Path, Path]) -> None:
+    """The loss in the middle is what the recorded weights have on the case's own examples."""
+    import numpy as np
+    import torch
+    from safetensors.torch import load_file
+
+    from flatbench import data, measures, models, trainer
+    from flatbench.cases import from_id
+
+    path, folder = trained
+    case = "tiny/resnet18/sgd+sam/seed0"
+    common = ["--protocol", str(path), "--results", str(folder), "--device", "cpu"]
+    assert cli.main(["landscape", case, *common, "--points", "3", "--dimensions", "1"]) == 0
+    stem = "resnet18-sgd+sam-seed0"
+    with np.load(folder / "tiny" / "landscapes" / f"{stem}-random-1d.npz") as found:
+        middle = float(found["losses"][1])
+    model = models.build("resnet18", width=4, in_channels=1, classes=10)
+    model.load_state_dict(load_file(folder / "tiny" / "records" / f"{stem}.safetensors"))
+    run = from_id(case, str(path))
+    dataset = data.load(run.protocol.data)
+    picked = measures.examples(dataset, run.protocol.sharpness.examples)
+    labels = trainer.training_labels(run, dataset)
+    assert not torch.equal(labels, dataset.train.labels)
+    with torch.no_grad():
+        logits = model.eval()(dataset.normalise(dataset.train.images[picked]))
+    expected = torch.nn.functional.cross_entropy(logits, labels[picked])
+    assert middle == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_weights_of_another_protocol_or_damaged_are_refused(
+    trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, folder = trained
+    case = "tiny/resnet18/sgd/seed0"
+    changed = tiny.write(tmp_path, tiny.table(training={"epochs": 3, "batch_size": 64}))
+    where = ["--protocol", str(changed), "--results", str(folder), "--device", "cpu"]
+    assert cli.main(["landscape", case, *where]) == 2
+    assert "the protocol has changed since" in capsys.readouterr().err
+    own = tiny.write(tmp_path)
+    store = tmp_path / "tiny" / "records"
+    shutil.copytree(folder / "tiny" / "records", store)
+    weights = store / "resnet18-sgd-seed0.safetensors"
+    for content in (b"", weights.read_bytes()[:-9]):
+        weights.write_bytes(content)
+        where = ["--protocol", str(own), "--results", str(tmp_path), "--device", "cpu"]
+        assert cli.main(["landscape", case, *where]) == 2
+        error = capsys.readouterr().err
+        assert "are not the weights of tiny/resnet18/sgd/seed0" in error
+        assert len(error.splitlines()) == 1

@@ -5,9 +5,10 @@ import pytest
 
 from flatbench import compare as module
 from flatbench import gate, rates
-from flatbench.compare import against, compare
+from flatbench.compare import against, compare, fits, read_baseline
 from flatbench.errors import UsageError
 from flatbench.record import write_json
+from tests import tiny
 from tests.synthetic import MEANS, grid, record
 
 BASELINE = grid(range(10))
@@ -238,10 +239,21 @@ def test_a_baseline_is_a_file_of_thresholds_or_of_records(tmp_path):
     current = grid(range(3), generator=3)
     thresholds = tmp_path / "digits.toml"
     gate.write_thresholds(thresholds, gate.derive(BASELINE))
-    assert against(thresholds, current) == gate.judge(current, gate.derive(BASELINE))
+    assert against(read_baseline(thresholds), current) == gate.judge(current, gate.derive(BASELINE))
     records = tmp_path / "baseline.json"
     benchmarks = [{"extra_info": {"record": r.to_json()}} for r in BASELINE]
     write_json(records, {"benchmarks": benchmarks})
-    assert against(records, current) == compare(BASELINE, current)
+    assert against(read_baseline(records), current) == compare(BASELINE, current)
     with pytest.raises(UsageError, match="no such file"):
-        against(tmp_path / "none.json", current)
+        read_baseline(tmp_path / "none.json")
+
+
+def test_a_baseline_fits_the_protocol_it_was_made_with(tmp_path):
+    protocol = tiny.protocol(tmp_path)
+    of_it = {"protocol": "tiny", "provenance": {"common_hash": protocol.common_hash()}}
+    assert fits([record(**of_it)], protocol)
+    assert not fits([record(protocol="tiny")], protocol)
+    assert not fits([record(provenance=of_it["provenance"])], protocol)
+    made = gate.derive(grid(range(10), **of_it))
+    assert fits(made, protocol)
+    assert not fits(dataclasses.replace(made, common_hash="0"), protocol)

@@ -1,5 +1,6 @@
 """`pytest benchmarks`, end to end, as a user runs it: in a process of its own."""
 
+import dataclasses
 import json
 import os
 import pty
@@ -13,7 +14,8 @@ import pytest
 import torch
 
 from flatbench import gate, record
-from tests import tiny
+from flatbench.record import write_json
+from tests import synthetic, tiny
 
 ROOT = Path(__file__).parents[1]
 
@@ -154,6 +156,52 @@ def test_a_selection_leaves_the_whole_grid_s_files_alone(whole: Outcome, protoco
     assert selected[0].without_timings() | same == sgd.without_timings() | same
 
 
+def gated(whole: Outcome, protocol: Path, baseline: Path, *options: str) -> Outcome:
+    """Run sgd's case again, or rather read its record again, against a baseline."""
+    chosen = ("-k", "sgd-seed0 or gate", "--resume", "--gate", str(baseline))
+    return run(protocol, whole.results, *chosen, *options)
+
+
+def baseline_near(whole: Outcome, folder: Path, accuracy: float) -> Path:
+    (sgd,) = record.read(whole.results / "tiny" / "records" / "resnet18-sgd-seed0.json")
+    for i in range(10):
+        twin = dataclasses.replace(sgd, seed=100 + i, test_accuracy=accuracy + i / 10)
+        write_json(folder / f"{i}.json", twin.to_json())
+    return folder
+
+
+def test_the_gate_passes_what_is_as_good_as_the_baseline(
+    whole: Outcome, protocol: Path, tmp_path: Path
+) -> None:
+    found = gated(whole, protocol, baseline_near(whole, tmp_path, 1.0), "-v")
+    assert found.code == 0
+    assert "test_gate PASSED" in found.text
+
+
+def test_the_gate_fails_a_regression_in_one_line_and_in_junit(
+    whole: Outcome, protocol: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summary, junit = tmp_path / "summary.md", tmp_path / "junit.xml"
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    baseline = baseline_near(whole, tmp_path / "baseline", 98.0)
+    found = gated(whole, protocol, baseline, f"--junitxml={junit}")
+    assert found.code == 1
+    (line,) = {x for x in found.text.splitlines() if x.startswith("tiny/resnet18/sgd: ")}
+    assert re.search(r"test_accuracy [0-9.]+ over 1 seed\(s\) is below", line)
+    assert line in junit.read_text()
+    assert "## Comparison with the baseline: 1 of " in summary.read_text()
+
+
+def test_a_gate_of_another_protocol_stops_before_the_training(
+    folder: Path, protocol: Path, tmp_path: Path
+) -> None:
+    write_json(tmp_path / "a.json", synthetic.record().to_json())
+    wrong = run(protocol, folder / "ungated", "--gate", str(tmp_path))
+    assert wrong.code == pytest.ExitCode.USAGE_ERROR
+    assert "--gate: allowed is a baseline of protocol tiny with the content" in wrong.text
+    assert not (folder / "ungated").exists()
+
+
 def test_a_terminal_sees_a_live_line(folder: Path, protocol: Path) -> None:
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
@@ -186,6 +234,7 @@ def test_a_terminal_sees_a_live_line(folder: Path, protocol: Path) -> None:
         (("--optimizers", "sgd,sgd+sma"), "has no 'sgd+sma'; allowed: sgd, sgd+sam, wild"),
         (("--seeds", "0,0"), "--seeds: 0 is given more than once"),
         (("--thresholds", "/nowhere.toml"), "/nowhere.toml: cannot be read"),
+        (("--gate", "/nowhere"), "/nowhere: no such file or folder"),
         pytest.param(
             ("--device", "cuda"),
             "finds no CUDA device",

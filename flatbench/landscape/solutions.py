@@ -1,0 +1,69 @@
+"""The solution that a finished case found: its network with the final weights, and its examples."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from flatbench import data, measures, trainer
+from flatbench.cases import Case
+from flatbench.engine import Store
+from flatbench.errors import UsageError
+from flatbench.record import read
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A network at the end of its training, and the training examples to look at it on."""
+
+    case: Case
+    model: nn.Module
+    inputs: Tensor  # [n, C, H, W], normalised, not augmented
+    targets: Tensor  # [n], as trained on: with the case's noise
+
+
+def solution(case: Case, store: Store, where: torch.device, data_dir: Path | None) -> Solution:
+    """Read a case's final weights from the store, and take the examples its measures are of.
+
+    Raises:
+        UsageError: there are no weights or no completed record, they are of another protocol
+            content than the case's, a file is damaged, or the data set is not there.
+    """
+    weights, path = store.weights(case), store.record(case)
+    for file in (path, weights):
+        if not file.exists():
+            raise UsageError(
+                f"{file}: not there; train the case with: flatbench run --keep-weights "
+                f"--protocol {case.protocol.name} --architectures {case.architecture} "
+                f"--optimizers {case.optimizer} --seeds {case.seed}"
+            )
+    record = read(path)[0]
+    if record.status != "completed":
+        raise UsageError(
+            f"{path}: status = {json.dumps(record.status)}: allowed is a completed run"
+        )
+    if record.provenance.get("cell_hash") != case.cell_hash():
+        raise UsageError(
+            f"{path}: provenance.cell_hash = {json.dumps(record.provenance.get('cell_hash'))}: "
+            f'the protocol has changed since; allowed is "{case.cell_hash()}": train it again'
+        )
+    dataset = data.load(case.protocol.data, where, data_dir)
+    model = trainer.build_model(case, dataset)
+    try:
+        model.load_state_dict(load_file(weights, str(where)))
+    except (SafetensorError, RuntimeError) as error:  # RuntimeError: names or shapes do not fit
+        line = " ".join(str(error).split())
+        raise UsageError(f"{weights}: are not the weights of {case.id}: {line}") from None
+    picked = measures.examples(dataset, case.protocol.sharpness.examples)
+    return Solution(
+        case,
+        model.eval(),
+        dataset.normalise(dataset.train.images[picked]),
+        trainer.training_labels(case, dataset)[picked],
+    )
