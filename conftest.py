@@ -37,6 +37,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--results", type=Path, default=Path("results"), help="default: results")
     group.addoption("--resume", action="store_true", help="go on with a run that was killed")
     group.addoption("--keep-weights", action="store_true", help="keep the final weights")
+    group.addoption("--compile", action="store_true", help="train through torch.compile")
     group.addoption(
         "--thresholds", type=Path, help="default: benchmarks/thresholds/PROTOCOL.toml, if there"
     )
@@ -186,6 +187,7 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
                 config.getoption("resume"),
                 config.getoption("keep_weights"),
             ),
+            compiled=config.getoption("compile"),
         ) as run,
     ):
         config.stash[RUN] = run

@@ -50,6 +50,7 @@ def _training_commands(commands: argparse._SubParsersAction[argparse.ArgumentPar
     run.add_argument("--results", type=Path, default=Path("results"), help="default: results")
     run.add_argument("--resume", action="store_true", help="go on with a run that was killed")
     run.add_argument("--keep-weights", action="store_true", help="keep the final weights")
+    run.add_argument("--compile", action="store_true", help="train through torch.compile")
     run.set_defaults(command=_run)
 
     download = commands.add_parser("download", help="fetch a data set")
@@ -158,6 +159,7 @@ def _run(options: argparse.Namespace) -> int:
         workers=options.workers,
         data_dir=options.data_dir,
         store=engine.Store(options.results, options.resume, options.keep_weights),
+        compiled=options.compile,
     ) as run:
         for case in cases:
             record = engine.follow(run, case, sys.stderr)

@@ -148,7 +148,7 @@ def _same(where: str, key: str, before: object, now: object) -> None:
 def measured(record: Record) -> dict[str, float]:
     """Return what a completed run measured that can become worse, by name.
 
-    ``relative_time`` is the training time over the calibration's; standard errors are left out.
+    Standard errors are left out.
     """
     if record.status != "completed":
         return {}
@@ -160,11 +160,7 @@ def measured(record: Record) -> dict[str, float]:
     values |= {
         "test_accuracy": record.test_accuracy,
         "sam_sharpness": record.sam_sharpness,
-        "relative_time": (
-            record.seconds / record.calibration_seconds
-            if record.seconds and record.calibration_seconds
-            else None
-        ),
+        "relative_time": record.relative_time,
         "peak_memory": record.peak_memory,
     }
     return {name: value for name, value in values.items() if value is not None}

@@ -145,6 +145,16 @@ class Store:
         return record if same else None
 
 
+@dataclass(frozen=True)
+class _Desk:
+    """What a worker works with."""
+
+    device: str
+    data_dir: Path | None
+    store: Store | None
+    compiled: bool
+
+
 def cores() -> int:
     """Return the number of processors this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)  # Linux has it; others count them all
@@ -175,12 +185,13 @@ def start(
     workers: int | None = None,
     data_dir: Path | None = None,
     store: Store | None = None,
+    compiled: bool = False,
 ) -> Iterator[Run]:
     """Train cases in the background; leaving the block ends the workers, finished or not.
 
     ``workers`` defaults to the number of processors, or of GPUs on CUDA. Each record goes into the
     store as soon as it is there. A case that raises or whose worker dies gives a record with
-    status "failed", never an exception.
+    status "failed", never an exception. ``compiled``: see `flatbench.trainer.train`.
 
     Raises:
         UsageError: the device or the data set is not there, fewer than one worker is asked for,
@@ -202,7 +213,7 @@ def start(
     run = Run({case.id: Future() for case in cases}, progress)
     waiting: queue.SimpleQueue[Case] = queue.SimpleQueue()
     for case in cases:
-        key = provenance.key(case.cell_hash(), case.seed, torch.device(devices[0]))
+        key = provenance.key(case.cell_hash(), case.seed, torch.device(devices[0]), compiled)
         record = store.finished(case, key) if store else None
         if record is None:
             waiting.put(case)
@@ -214,7 +225,12 @@ def start(
     feeders = [
         threading.Thread(
             target=_feed,
-            args=(waiting, run, devices[slot % len(devices)], data_dir, store, stop),
+            args=(
+                waiting,
+                run,
+                _Desk(devices[slot % len(devices)], data_dir, store, compiled),
+                stop,
+            ),
             daemon=True,
         )
         for slot in range(min(workers, len(cases)))
@@ -232,13 +248,12 @@ def start(
 def _feed(
     waiting: queue.SimpleQueue[Case],
     run: Run,
-    place: str,
-    data_dir: Path | None,
-    store: Store | None,
+    desk: _Desk,
     stop: threading.Event,
 ) -> None:
     """Hand cases to one worker process until there are none, replacing the worker if it dies."""
     worker: tuple[BaseProcess, Connection] | None = None
+    store = desk.store
     while not stop.is_set():
         try:
             case = waiting.get_nowait()
@@ -247,7 +262,7 @@ def _feed(
         future = run.futures[case.id]
         try:
             if worker is None or not worker[0].is_alive():
-                worker = _spawn(place, data_dir, store)
+                worker = _spawn(desk)
             record = _supervise(*worker, case, run.progress, stop)
             if record is None:  # stopped
                 break
@@ -268,12 +283,10 @@ def _feed(
         process.join()
 
 
-def _spawn(
-    place: str, data_dir: Path | None, store: Store | None
-) -> tuple[BaseProcess, Connection]:
+def _spawn(desk: _Desk) -> tuple[BaseProcess, Connection]:
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe()
-    process = spawn.Process(target=_work, args=(theirs, place, data_dir, store), daemon=True)
+    process = spawn.Process(target=_work, args=(theirs, desk), daemon=True)
     process.start()
     theirs.close()
     return process, ours
@@ -332,7 +345,7 @@ def failed(case: Case, reason: str) -> Record:
     )
 
 
-def _work(connection: Connection, place: str, data_dir: Path | None, store: Store | None) -> None:
+def _work(connection: Connection, desk: _Desk) -> None:
     """Be a worker: train the cases that come, until the other end closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     import torch
@@ -340,7 +353,8 @@ def _work(connection: Connection, place: str, data_dir: Path | None, store: Stor
     from flatbench import trainer
     from flatbench.device import make_deterministic
 
-    make_deterministic(torch.device(place))
+    make_deterministic(torch.device(desk.device))
+    store = desk.store
     while True:
         try:
             case = connection.recv()
@@ -349,8 +363,9 @@ def _work(connection: Connection, place: str, data_dir: Path | None, store: Stor
         try:
             record = trainer.train(
                 case,
-                device_name=place,
-                data_dir=data_dir,
+                device_name=desk.device,
+                data_dir=desk.data_dir,
+                compiled=desk.compiled,
                 on_epoch=lambda number, epoch: connection.send((number, epoch)),
                 checkpoints=store.checkpoint(case) if store else None,
                 resume=store is not None and store.resume,

@@ -177,6 +177,7 @@ class Protocol:
     sharpness: Sharpness = field(default_factory=Sharpness)
     seeds: Annotated[tuple[int, ...], _SEEDS] = (0, 1, 2)
     description: str = ""
+    against: str | None = None  # a protocol whose runs the report compares these with, by cell
     reference: Reference | None = None
 
     def optimizer(self, name: str, architecture: str) -> Optimizer:
@@ -250,7 +251,7 @@ class _Reader(Reader):
     def protocol(self, table: dict[str, Any]) -> Protocol:
         sections = {"data": Data, "training": Training, "model": Model, "sharpness": Sharpness}
         given: dict[str, Any] = {"sharpness": {}} | table
-        top_level = {"optimizers", "seeds", "description", "reference", *sections}
+        top_level = {"optimizers", "seeds", "description", "against", "reference", *sections}
         self.known(given, top_level, "")
         for name in ("data", "training", "model", "optimizers"):
             if name not in given:
@@ -260,9 +261,12 @@ class _Reader(Reader):
             for name, section in sections.items()
         }
         hints = typing.get_type_hints(Protocol, include_extras=True)
-        for key in ("seeds", "description"):
+        for key in ("seeds", "description", "against"):
             if key in given:
                 parts[key] = self.value(given[key], hints[key], key)
+
+        if parts.get("against") == Path(self.source).stem:
+            raise self.error("against", parts["against"], "the name of another protocol")
 
         rows: dict[str, Optimizer] = {}
         overrides: dict[tuple[str, str], Optimizer] = {}

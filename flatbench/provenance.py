@@ -47,12 +47,14 @@ def source_hash() -> str:
     return digest.hexdigest()[:12]
 
 
-def key(cell_hash: str, seed: int, device: torch.device) -> str:
+def key(cell_hash: str, seed: int, device: torch.device, compiled: bool = False) -> str:
     """Return what two runs must share for one to stand for the other, bit for bit.
 
-    The protocol's content for the case, the seed, flatbench's sources, torch, and the device.
+    The protocol's content for the case, the seed, flatbench's sources, torch, the device, and
+    whether the model was compiled.
     """
     parts = [cell_hash, str(seed), source_hash(), torch.__version__, _device_name(device)]
+    parts += ["compiled"] * compiled
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
 

@@ -81,6 +81,13 @@ class Record:
         """For example "digits/resnet18/adam+sam/seed0"."""
         return f"{self.protocol}/{self.architecture}/{self.optimizer}/seed{self.seed}"
 
+    @property
+    def relative_time(self) -> float | None:
+        """Training time over that of the calibration's fixed work: machines of a kind share it."""
+        if not self.seconds or not self.calibration_seconds:
+            return None
+        return self.seconds / self.calibration_seconds
+
     def to_json(self) -> dict[str, Any]:
         """Return the record as JSON's own types; the history as one list a column."""
         table = dataclasses.asdict(self)

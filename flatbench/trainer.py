@@ -42,7 +42,7 @@ class Diverged(Exception):
 
 
 @dataclass
-class _Run:
+class Run:
     """One case under way: everything an epoch reads or moves."""
 
     case: Case
@@ -52,6 +52,7 @@ class _Run:
     images: Tensor  # of the training part, padded if they are to be cropped
     labels: Tensor  # of the training part, with the case's noise
     model: nn.Module
+    forward: Callable[[Tensor], Tensor]  # the model as the training steps call it
     optimizer: torch.optim.Optimizer
     precision: str
     shuffle: torch.Generator
@@ -72,6 +73,7 @@ def train(
     checkpoints: Path | None = None,
     resume: bool = False,
     weights: Path | None = None,
+    compiled: bool = False,
 ) -> Record:
     """Train one case from its seed and return what was measured.
 
@@ -82,14 +84,15 @@ def train(
 
     With ``checkpoints``, a file, the run can be killed at any moment and, with ``resume``, goes on
     from the last checkpoint of the same case, code and device to the same record. ``weights`` is
-    where the final weights go, as safetensors.
+    where the final weights go, as safetensors. With ``compiled`` the training steps call the model
+    through `torch.compile`: other roundings, and minutes of compilation a process.
 
     Raises:
         UsageError: the device or the data set is not there.
     """
     where = device.find(device_name)
     meter.reset_peak_memory(where)
-    run = _prepare(case, where, data_dir)
+    run = prepare(case, data.load(case.protocol.data, where, data_dir), compiled=compiled)
     calibration = [meter.calibration_seconds(where)]
     if resume and checkpoints is not None:
         _resume(run, checkpoints)
@@ -118,7 +121,7 @@ def train(
     return _record(run, reason, statistics.mean(calibration))
 
 
-def _state(run: _Run) -> dict[str, Any]:
+def _state(run: Run) -> dict[str, Any]:
     """Return everything that the epochs to come depend on."""
     return {
         "key": run.key,
@@ -132,7 +135,7 @@ def _state(run: _Run) -> dict[str, Any]:
     }
 
 
-def _resume(run: _Run, path: Path) -> None:
+def _resume(run: Run, path: Path) -> None:
     state = checkpoint.load(path, run.key)
     if state is None:
         return
@@ -148,15 +151,15 @@ def _resume(run: _Run, path: Path) -> None:
     run.resumed_after = [*state["resumed_after"], len(run.history)]
 
 
-def _prepare(case: Case, where: torch.device, data_dir: Path | None) -> _Run:
-    settings, seed = case.protocol, case.seed
-    dataset = data.load(settings.data, where, data_dir)
+def prepare(case: Case, dataset: data.DataSet, *, compiled: bool = False) -> Run:
+    """Return a case before its first step, on the device that the data set is on."""
+    settings, where = case.protocol, dataset.train.labels.device
     images = dataset.train.images
     model = build_model(case, dataset)
     precision = settings.training.precision
     if precision == "auto":
         precision = "bf16" if device.has_fast_bf16(where) else "fp32"
-    run = _Run(
+    run = Run(
         case=case,
         where=where,
         dataset=dataset,
@@ -164,11 +167,12 @@ def _prepare(case: Case, where: torch.device, data_dir: Path | None) -> _Run:
         images=images if settings.data.augmentation == "none" else data.pad(images),
         labels=training_labels(case, dataset),
         model=model,
+        forward=torch.compile(model) if compiled else model,
         optimizer=build_optimizer(case.row, model),
         precision=precision,
-        shuffle=_stream(seed, "batches"),
-        crops=_stream(seed, "augmentation", where),
-        key=provenance.key(case.cell_hash(), seed, where),
+        shuffle=_stream(case.seed, "batches"),
+        crops=_stream(case.seed, "augmentation", where),
+        key=provenance.key(case.cell_hash(), case.seed, where, compiled),
     )
     run.step = functools.partial(_step, run)
     if where.type == "cuda":
@@ -203,7 +207,7 @@ def training_labels(case: Case, dataset: data.DataSet) -> Tensor:
     return data.noisy_labels(dataset.train.labels, dataset.classes, fraction, noise)
 
 
-def _snapshot(run: _Run) -> Callable[[], None]:
+def _snapshot(run: Run) -> Callable[[], None]:
     """Keep the weights and the optimizer's state; return what puts them back."""
     kept = copy.deepcopy((run.model.state_dict(), run.optimizer.state_dict()))
 
@@ -269,7 +273,7 @@ def learning_rate(case: Case, progress: float) -> float:
     return row.lr * factor
 
 
-def _epoch(run: _Run, number: int) -> Epoch:
+def _epoch(run: Run, number: int) -> Epoch:
     """Train one epoch, counted from 1, and evaluate.
 
     Raises:
@@ -317,7 +321,7 @@ def _set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
             group["lr"] = value
 
 
-def _step(run: _Run, batch: Tensor) -> Tensor:
+def _step(run: Run, batch: Tensor) -> Tensor:
     """Take one step; return [batch loss × batch size, hits, gradient norm] of the first pass."""
     row, rule = run.case.row, run.case.protocol.sharpness
     size = run.dataset.train.images.shape[1]
@@ -342,12 +346,12 @@ def _step(run: _Run, batch: Tensor) -> Tensor:
     return torch.stack([loss.detach().double() * len(labels), hits.double(), norm.double()])
 
 
-def _loss(run: _Run, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _loss(run: Run, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     smoothing = run.case.row.label_smoothing
     if smoothing is None:
         smoothing = run.case.protocol.training.label_smoothing
     with torch.autocast(run.where.type, torch.bfloat16, enabled=run.precision == "bf16"):
-        logits = run.model(images)
+        logits = run.forward(images)
     logits = logits.float()
     return F.cross_entropy(logits, labels, label_smoothing=smoothing), logits.detach()
 
@@ -377,12 +381,12 @@ def evaluate(model: nn.Module, dataset: data.DataSet, part: data.Part) -> tuple[
     return loss_sum / len(part), 100 * hits / len(part)
 
 
-def _measure(run: _Run, names: tuple[str, ...]) -> dict[str, float | None]:
+def _measure(run: Run, names: tuple[str, ...]) -> dict[str, float | None]:
     rule = run.case.protocol.sharpness
     return measures.measure(names, run.model, run.dataset, run.labels, rule) if names else {}
 
 
-def _record(run: _Run, reason: str | None, calibration: float) -> Record:
+def _record(run: Run, reason: str | None, calibration: float) -> Record:
     case, history = run.case, run.history
     final: dict[str, Any] = {}
     if reason is None:
@@ -414,6 +418,7 @@ def _record(run: _Run, reason: str | None, calibration: float) -> Record:
         sharpness_history={name: tuple(column) for name, column in run.sharpness_history.items()},
         provenance=provenance.describe(run.where, run.precision)
         | {
+            "compiled": run.forward is not run.model,
             "common_hash": case.protocol.common_hash(),
             "cell_hash": case.cell_hash(),
             "key": run.key,

@@ -115,10 +115,10 @@ def test_a_run_goes_on_as_if_a_failed_capture_had_not_been(
             run.optimizer.first_step()
         raise RuntimeError("cannot be captured")
 
-    prepare = trainer._prepare
+    prepare = trainer.prepare
 
-    def prepare_graphed(*arguments):
-        run = prepare(*arguments)
+    def prepare_graphed(*arguments, **options):
+        run = prepare(*arguments, **options)
         run.step = graph.graphed(
             run.step,
             case.protocol.training.batch_size,
@@ -128,7 +128,7 @@ def test_a_run_goes_on_as_if_a_failed_capture_had_not_been(
         )
         return run
 
-    monkeypatch.setattr(trainer, "_prepare", prepare_graphed)
+    monkeypatch.setattr(trainer, "prepare", prepare_graphed)
     with pytest.warns(RuntimeWarning, match="cannot be captured"):
         fallen_back = trainer.train(case)
     # the half step ran its forward pass in training mode, which moves BatchNorm: undone too

@@ -237,6 +237,8 @@ WRONG: list[tuple[Change, str]] = [
     ),
     # wrong types
     (put("description", 1), "description = 1: allowed is a string"),
+    (put("against", 1), "against = 1: allowed is a string"),
+    (put("against", "tiny"), 'against = "tiny": allowed is the name of another protocol'),
     (put("training/epochs", 2.0), f"training.epochs = 2.0: allowed is {COUNT}"),
     (put("training/epochs", "2"), f'training.epochs = "2": allowed is {COUNT}'),
     (put("training/epochs", True), f"training.epochs = true: allowed is {COUNT}"),
@@ -560,6 +562,7 @@ def test_hashes_differ_between_cells_and_are_short_hex(tmp_path: Path) -> None:
     "change",
     [
         put("description", "another"),
+        put("against", "another"),
         put("seeds", [7, 8]),
         put("optimizers/adam", tiny.ADAM),
         put("model/architectures", ["vgg16", "resnet18"]),

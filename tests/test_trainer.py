@@ -671,3 +671,26 @@ def test_a_data_set_that_is_not_there(tmp_path: Path) -> None:
 def test_a_device_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--device = 'tpu': allowed is cpu, cuda"):
         trainer.train(case(tmp_path, "sgd"), device_name="tpu")
+
+
+# --- torch.compile
+
+
+def test_a_compiled_run_trains_through_dynamo_to_the_same_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With dynamo's own graphs run by eager kernels: what it captures, BatchNorm's freeze too."""
+    real, calls = torch.compile, []
+
+    def compile_without_a_compiler(model: nn.Module) -> nn.Module:
+        calls.append(model)
+        return real(model, backend="eager")
+
+    monkeypatch.setattr(torch, "compile", compile_without_a_compiler)
+    sam = case(tmp_path, "sgd+sam")
+    plain, compiled = trainer.train(sam), trainer.train(sam, compiled=True)
+    assert len(calls) == 1
+    assert (plain.provenance["compiled"], compiled.provenance["compiled"]) == (False, True)
+    assert plain.provenance["key"] != compiled.provenance["key"]
+    assert compiled.history[-1].train_loss == pytest.approx(plain.history[-1].train_loss, rel=1e-5)
+    assert compiled.test_accuracy == plain.test_accuracy

@@ -10,6 +10,7 @@ from scipy import stats
 
 from flatbench.protocol import Protocol
 from flatbench.record import Record
+from flatbench.report.counterpart import counterpart_tables
 from flatbench.report.data import Numbers
 from flatbench.report.ranking import ranking_table
 from flatbench.report.sections import sections
@@ -63,10 +64,14 @@ def chapters(
     Raises:
         UsageError: records that cannot share a table; see `flatbench.report.sections`.
     """
-    return [_chapter(Numbers(section), brief, target) for section in sections(records, protocols)]
+    by_name = {s.protocol: Numbers(s) for s in sections(records, protocols)}
+    return [
+        _chapter(numbers, by_name.get(numbers.section.against or ""), brief, target)
+        for numbers in by_name.values()
+    ]
 
 
-def _chapter(numbers: Numbers, brief: bool, target: float | None) -> Chapter:
+def _chapter(numbers: Numbers, other: Numbers | None, brief: bool, target: float | None) -> Chapter:
     section = numbers.section
     made: list[Table | None] = [*main_tables(numbers, brief)]
     if not brief:
@@ -77,6 +82,8 @@ def _chapter(numbers: Numbers, brief: bool, target: float | None) -> Chapter:
             time_to_accuracy_table(numbers, target),
             ranking_table(numbers),
         ]
+        if other is not None:
+            made += counterpart_tables(numbers, other)
     return Chapter(
         numbers,
         tuple(table for table in made if table is not None),

@@ -37,6 +37,7 @@ class Section:
     base_of: Mapping[str, str]  # SAM row -> the row it is compared with
     base_optimizer: Mapping[str, str]  # row -> "sgd", "adam", ..., where the records say so
     reference: Reference | None  # published results of the very same protocol content
+    against: str | None  # the protocol that this one is compared with
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -102,6 +103,7 @@ def _section(name: str, records: Sequence[Record], protocol: Protocol | None) ->
         base_of=bases["base_row"],
         base_optimizer=bases["base"],
         reference=protocol.reference if protocol is not None and same else None,
+        against=protocol.against if protocol is not None and same else None,
     )
 
 

@@ -1,0 +1,106 @@
+"""One protocol's runs against another's, by cell and seed: bf16's against fp32's, say."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+
+from flatbench.record import Record
+from flatbench.report.data import Gain, Numbers
+from flatbench.report.tables import MISSING, Cell, Table, gain_cell, usual_pairs
+from flatbench.report.text import number, ranges
+from flatbench.stats import paired
+
+_Pairs = Mapping[tuple[str, str], Mapping[int, tuple[Record, Record]]]  # cell -> seed -> runs
+
+ALL = "all"
+
+
+def counterpart_tables(numbers: Numbers, other: Numbers) -> list[Table]:
+    """Return the differences in accuracy and the ratios of time; none without a common run."""
+    pairs = _pairs(numbers, other)
+    if not pairs:
+        return []
+    names = f"{numbers.section.protocol} − {other.section.protocol}"
+    return [_differences(numbers, pairs, names), _times(numbers, pairs, names.replace("−", "/"))]
+
+
+def _pairs(numbers: Numbers, other: Numbers) -> _Pairs:
+    theirs = {(r.architecture, r.optimizer, r.seed): r for r in other.section.records}
+    found: dict[tuple[str, str], dict[int, tuple[Record, Record]]] = {}
+    for r in numbers.section.records:
+        twin = theirs.get((r.architecture, r.optimizer, r.seed))
+        if twin is not None and r.status == twin.status == "completed":
+            found.setdefault((r.architecture, r.optimizer), {})[r.seed] = r, twin
+    return found
+
+
+def _differences(numbers: Numbers, pairs: _Pairs, names: str) -> Table:
+    section = numbers.section
+    seeds = sorted({seed for by_seed in pairs.values() for seed in by_seed})
+    by_cell = [_difference(pairs, [a], [row]) for a, row in pairs]
+    usual = usual_pairs([gain for gain in by_cell if gain is not None])
+
+    def cell(architectures: Sequence[str], rows: Sequence[str]) -> Cell:
+        gain = _difference(pairs, architectures, rows)
+        return Cell(MISSING) if gain is None else gain_cell(gain, usual)
+
+    return Table(
+        f"Difference in {section.evaluation} accuracy by seed (percentage points), {names}: "
+        f"seed{'s' if len(seeds) > 1 else ''} {ranges(seeds)}",
+        "Cells: mean of the differences between runs of the same seed (its 95 % t-interval); "
+        f"n = {usual} pairs unless a cell says otherwise. Under {ALL!r} stands each seed's mean "
+        "over the row's, the column's or all cells, so that n counts seeds there too. The "
+        "intervals are not corrected for their number: one in 20 misses zero by chance.",
+        "optimizer",
+        (*section.architectures, ALL),
+        _margins(numbers, cell),
+    )
+
+
+def _times(numbers: Numbers, pairs: _Pairs, names: str) -> Table:
+    def cell(architectures: Sequence[str], rows: Sequence[str]) -> Cell:
+        ratios = [
+            one / other
+            for key in itertools.product(architectures, rows)
+            for mine, theirs in pairs.get(key, {}).values()
+            if (one := mine.relative_time) and (other := theirs.relative_time)
+        ]
+        if not ratios:
+            return Cell(MISSING)
+        middle = statistics.median(ratios)
+        return Cell(f"{number(middle, 2)}×", middle)
+
+    return Table(
+        f"Training time, {names}",
+        "Cells: median of the ratios between runs of the same seed. A run's time is taken over "
+        "that of a fixed piece of fp32 work timed before and after it.",
+        "optimizer",
+        (*numbers.section.architectures, ALL),
+        _margins(numbers, cell),
+    )
+
+
+def _margins(
+    numbers: Numbers, cell: Callable[[Sequence[str], Sequence[str]], Cell]
+) -> tuple[tuple[str, tuple[Cell, ...]], ...]:
+    """Return a table's rows and, as a last row and column, what is over all of them."""
+    section = numbers.section
+    columns = (*([a] for a in section.architectures), section.architectures)
+    rows = (*((row, [row]) for row in section.optimizers), (ALL, section.optimizers))
+    return tuple((name, tuple(cell(a, listed) for a in columns)) for name, listed in rows)
+
+
+def _difference(pairs: _Pairs, architectures: Sequence[str], rows: Sequence[str]) -> Gain | None:
+    """Return the paired difference of the mean over some cells, over the seeds that all have."""
+    cells = [pairs.get(key, {}) for key in itertools.product(architectures, rows)]
+    seeds = sorted(set.intersection(*(set(cell) for cell in cells)))
+    means = [
+        statistics.mean(
+            (mine.test_accuracy or 0.0) - (theirs.test_accuracy or 0.0)
+            for mine, theirs in (cell[seed] for cell in cells)
+        )
+        for seed in seeds
+    ]
+    return Gain("", "", "", paired(means), None) if means else None

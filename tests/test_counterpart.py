@@ -1,0 +1,121 @@
+"""One protocol's runs against another's: numpy's and scipy's numbers, by cell and over cells."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from flatbench.protocol import Protocol, load
+from flatbench.report import chapters, render
+from tests import tiny
+from tests.synthetic import grid, record
+
+ROWS = ("sgd", "sgd+sam")
+MEANS = {"sgd": 88.0, "sgd+sam": 92.0}
+
+
+@pytest.fixture
+def protocols(tmp_path: Path) -> tuple[Protocol, Protocol]:
+    whole = tiny.table(model={"width": 4, "architectures": ["resnet18", "vgg16"]})
+    base = tiny.protocol(tmp_path, whole)
+    training = {**whole["training"], "precision": "bf16"}
+    other = whole | {"training": training, "against": "tiny"}
+    return base, tiny.protocol(tmp_path, other, "tiny-bf16")
+
+
+def runs(protocol: Protocol, generator: int, seeds: range = range(5), **fields: object) -> list:
+    of_it = {"common_hash": protocol.common_hash()}
+    return grid(
+        seeds, generator=generator, means=MEANS, protocol=protocol.name, provenance=of_it, **fields
+    )
+
+
+def table(records: list, protocols: tuple[Protocol, ...], title: str):
+    found = [
+        t for chapter in chapters(records, protocols) for t in chapter.tables if title in t.title
+    ]
+    return found[0] if found else None
+
+
+def cell(made, row: str, column: str) -> str:
+    return dict(made.rows)[row][made.columns.index(column)].text
+
+
+def test_differences_are_by_seed_and_the_margins_of_seed_means(protocols) -> None:
+    one, other = runs(protocols[0], 1, epochs=2), runs(protocols[1], 2, epochs=2)
+    made = table([*one, *other], protocols, "Difference in test accuracy by seed")
+    assert made.title.endswith("tiny-bf16 − tiny: seeds 0–4")
+
+    def accuracies(records) -> np.ndarray:  # [row, architecture, seed]
+        by_case = {(r.optimizer, r.architecture, r.seed): r.test_accuracy for r in records}
+        return np.array(
+            [[[by_case[o, a, s] for s in range(5)] for a in ("resnet18", "vgg16")] for o in ROWS]
+        )
+
+    differences = accuracies(other) - accuracies(one)
+    for row, column, values in (
+        ("sgd", "vgg16", differences[0, 1]),
+        ("sgd", "all", differences[0].mean(0)),
+        ("all", "resnet18", differences[:, 0].mean(0)),
+        ("all", "all", differences.mean((0, 1))),
+    ):
+        low, high = stats.t.interval(0.95, 4, values.mean(), stats.sem(values))
+        text = f"{values.mean():+.2f} ({low:+.2f} to {high:+.2f})".replace("-", "−")
+        assert cell(made, row, column) == text
+
+
+def test_only_seeds_that_both_completed_count(protocols) -> None:
+    one, other = runs(protocols[0], 1), runs(protocols[1], 2, range(1, 7))
+    gone = dataclasses.replace(other[0], status="diverged", test_accuracy=None, reason="lost")
+    other[0] = gone  # of seed 1
+    made = table([*one, *other], protocols, "Difference in test accuracy by seed")
+    assert made.title.endswith("seeds 1–4")
+    assert cell(made, gone.optimizer, gone.architecture).endswith("(n = 3)")
+    assert cell(made, "all", "all").endswith("(n = 3)")
+    assert "n = 4 pairs unless" in made.note
+
+
+def test_times_are_ratios_of_relative_times(protocols) -> None:
+    def timed(protocol: Protocol, seconds: float, calibration: float) -> list:
+        found = runs(protocol, 1)
+        return [
+            dataclasses.replace(r, seconds=seconds, calibration_seconds=calibration) for r in found
+        ]
+
+    both = [*timed(protocols[0], 10.0, 0.01), *timed(protocols[1], 16.0, 0.02)]
+    made = table(both, protocols, "Training time, tiny-bf16 / tiny")
+    assert {c.text for _, cells in made.rows for c in cells} == {"0.80×"}
+    untimed = [*runs(protocols[0], 1), *runs(protocols[1], 2)]
+    made = table(untimed, protocols, "Training time")
+    assert {c.text for _, cells in made.rows for c in cells} == {"—"}
+
+
+def test_without_the_other_protocol_there_is_no_such_table(protocols) -> None:
+    assert table(runs(protocols[1], 2), protocols, "Difference in") is None
+    no_common_seed = [*runs(protocols[0], 1, range(3)), *runs(protocols[1], 1, range(3, 6))]
+    assert table(no_common_seed, protocols, "Difference in") is None
+    changed = [record(r.optimizer, r.architecture, r.seed, protocol="tiny-bf16") for r in grid()]
+    assert table([*runs(protocols[0], 1), *changed], protocols, "Difference in") is None
+
+
+@pytest.mark.parametrize("form", ["markdown", "html", "latex"])
+def test_every_format_has_it(protocols, form: str) -> None:
+    text = render([*runs(protocols[0], 1), *runs(protocols[1], 2)], form, protocols)
+    assert "Difference in test accuracy by seed" in text
+
+
+@pytest.mark.parametrize("name", ["digits", "fashion"])
+def test_the_bf16_protocols_are_their_counterparts_but_for_the_precision(name: str) -> None:
+    base, other = load(name), load(f"{name}-bf16")
+    assert other.against == name
+    assert base.training.precision == "fp32"
+    assert other.training == dataclasses.replace(base.training, precision="bf16")
+    for part in ("data", "model", "sharpness"):
+        assert getattr(other, part) == getattr(base, part)
+    rows = {name for name in base.optimizers if not name.endswith("-2x")}
+    assert set(other.optimizers) == rows
+    for row in rows:
+        for architecture in base.model.architectures:
+            assert other.optimizer(row, architecture) == base.optimizer(row, architecture)
