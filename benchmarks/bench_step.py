@@ -16,16 +16,15 @@ Alone on the machine: ``pytest benchmarks/bench_step.py``. Beside a running grid
 """
 
 import functools
-import statistics
-import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from flatbench import device, models
+from benchmarks.plain import PerTensorSAM
+from benchmarks.timing import ROUNDS, WARM_UP, Step, clock, in_turns
+from flatbench import models
 from flatbench.optim import SAM
 
 BASES: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -37,53 +36,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "asam": {"rho": 0.5, "adaptive": True},
 }
 BYTES = {"sgd": 40, "adam": 48}  # a parameter; the norm of ASAM reads w too, 4 more
-WARM_UP = 3
-ROUNDS = 15
-
-Step = Callable[[], None]
-
-
-def clock() -> float:
-    """Seconds, when the device has come to rest."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-class PerTensorSAM:
-    """SAM as the well-known scripts write it: a Python loop over tensors, temporaries as needed.
-
-    They put w back by ``p.data = saved``, which costs nothing but moves p; in a graph nothing may
-    move, so there it is a copy.
-    """
-
-    def __init__(
-        self, params: list[nn.Parameter], base: Any, rho: float, adaptive: bool, in_place: bool
-    ) -> None:
-        self.params, self.base = params, base
-        self.rho, self.adaptive, self.in_place = rho, adaptive, in_place
-        self.saved: dict[nn.Parameter, Tensor] = {}
-
-    @torch.no_grad()
-    def first_step(self) -> None:
-        norms = []
-        for p in self.params:
-            assert p.grad is not None
-            norms.append((p.abs() * p.grad if self.adaptive else p.grad).norm())
-        scale = self.rho / (torch.stack(norms).norm() + 1e-12)
-        for p in self.params:
-            assert p.grad is not None
-            self.saved[p] = p.detach().clone()
-            p.add_((p.pow(2) if self.adaptive else 1.0) * p.grad * scale)
-
-    @torch.no_grad()
-    def second_step(self) -> None:
-        for p in self.params:
-            if self.in_place:
-                p.copy_(self.saved[p])
-            else:
-                p.data = self.saved[p]
-        self.base.step()
 
 
 def parameters(architecture: str, where: torch.device) -> list[nn.Parameter]:
@@ -134,30 +86,7 @@ def captured(step: Step) -> Step:
 def copy_of(params: list[nn.Parameter]) -> Step:
     source = torch.ones(sum(p.numel() for p in params), device=params[0].device)
     target = torch.empty_like(source)
-    return functools.partial(target.copy_, source)  # type: ignore[return-value]
-
-
-def in_turns(steps: dict[str, Step], iterations: int) -> dict[str, float]:
-    """Median seconds of each step, over rounds in which each has its turn."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for i in range(WARM_UP + ROUNDS):
-        for name, step in steps.items():
-            start = clock()
-            for _ in range(iterations):
-                step()
-            if i >= WARM_UP:
-                seconds[name].append((clock() - start) / iterations)
-    return {name: statistics.median(found) for name, found in seconds.items()}
-
-
-@pytest.fixture
-def where(request: pytest.FixtureRequest) -> torch.device:
-    if any("grid_case" in getattr(item, "fixturenames", ()) for item in request.session.items):
-        pytest.skip("a grid is training beside it: run benchmarks/bench_step.py alone")
-    found = device.find(request.config.getoption("device"))
-    if found.type == "cuda":
-        torch.cuda.set_device(found)
-    return found
+    return functools.partial(target.copy_, source)
 
 
 @pytest.mark.benchmark(timer=clock)

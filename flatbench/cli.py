@@ -98,7 +98,10 @@ def _reading_commands(commands: argparse._SubParsersAction[argparse.ArgumentPars
     landscape.set_defaults(command=_landscape)
 
     baseline = commands.add_parser("baseline", help="derive thresholds from many seeds' records")
-    baseline.add_argument("paths", nargs="+", type=Path, help="JSON files, or folders of them")
+    baseline.add_argument("paths", nargs="*", type=Path, help="JSON files, or folders of them")
+    baseline.add_argument(
+        "--reference", metavar="PROTOCOL", help="from its published results: mean − 3 std"
+    )
     baseline.add_argument("--output", type=Path, required=True, help="TOML file to write")
     baseline.add_argument("--level", type=float, help="of each one-sided bound")
     baseline.set_defaults(command=_baseline)
@@ -199,6 +202,12 @@ def _report(options: argparse.Namespace) -> int:
 def _baseline(options: argparse.Namespace) -> int:
     from flatbench import gate, record
 
+    if options.reference is not None:
+        if options.paths or options.level is not None:
+            raise UsageError("--reference: allowed is neither records nor --level beside it")
+        thresholds = gate.from_reference(protocol.load(options.reference))
+        gate.write_thresholds(options.output, thresholds)
+        return 0
     level = gate.LEVEL if options.level is None else options.level
     gate.write_thresholds(options.output, gate.derive(record.collect(options.paths), level=level))
     return 0

@@ -25,7 +25,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from scipy import stats
+
 from flatbench.errors import UsageError
+from flatbench.protocol import Protocol
 from flatbench.record import Record, write_atomically
 from flatbench.report.sections import Section, sections
 from flatbench.report.text import plain
@@ -95,9 +98,9 @@ class Thresholds:
     common_hash: str
     level: Annotated[float, _LEVEL]
     pair_level: Annotated[float, _LEVEL]
-    seeds: tuple[int, ...]
+    seeds: tuple[int, ...]  # none: from published means and standard deviations
     grid_seeds: Annotated[int, _ONE]  # how many seeds a pair's new mean is taken over
-    commit: str
+    commit: str  # of the baseline's code; of published values, where they stand
     cells: Mapping[tuple[str, str], CellThreshold]
     pairs: Mapping[tuple[str, str], PairThreshold]
 
@@ -112,6 +115,11 @@ class Thresholds:
     @property
     def renewal(self) -> str:
         """The commands that make these thresholds anew."""
+        if not self.seeds:
+            return (
+                f"flatbench baseline --reference {self.protocol} "
+                f"--output benchmarks/thresholds/{self.protocol}.toml"
+            )
         seeds = ",".join(map(str, self.seeds))
         return (
             f"flatbench run --protocol {self.protocol} --seeds {seeds} --results baseline && "
@@ -177,6 +185,49 @@ def derive(
         commit=_commit(section.records),
         cells={key: _cell(cell, level, measures) for key, cell in by_cell.items()},
         pairs=dict(_pairs(section, by_cell, pair_level, grid_seeds)),
+    )
+
+
+REFERENCE_STDS = 3.0
+
+
+def from_reference(protocol: Protocol) -> Thresholds:
+    """Return thresholds at the published mean less three standard deviations, a cell each.
+
+    Three standard deviations of n seeds are the prediction bound of one new seed at the level
+    t(3 / sqrt(1 + 1/n), n − 1), which is all that so few seeds allow: 0.94 for n = 3.
+
+    Raises:
+        UsageError: the protocol has no ``[reference]``, or one of a single seed.
+    """
+    reference = protocol.reference
+    if reference is None or reference.seeds < 2:
+        found = "no [reference]" if reference is None else f"reference.seeds = {reference.seeds}"
+        raise UsageError(
+            f"--reference: protocol {protocol.name} has {found}: allowed is one with published "
+            "results of at least 2 seeds"
+        )
+    n = reference.seeds
+    cells = {
+        (architecture, row): CellThreshold(
+            n,
+            protocol.cell_hash(row, architecture),
+            {"test_accuracy": Bound("at_least", mean - REFERENCE_STDS * std, "linear", mean, std)},
+        )
+        for architecture, rows in reference.test_accuracy.items()
+        for row, (mean, std) in rows.items()
+    }
+    return Thresholds(
+        protocol=protocol.name,
+        evaluation=protocol.data.evaluation,
+        common_hash=protocol.common_hash(),
+        level=float(stats.t.cdf(REFERENCE_STDS / math.sqrt(1 + 1 / n), n - 1)),
+        pair_level=PAIR_LEVEL,
+        seeds=(),
+        grid_seeds=n,
+        commit=reference.source,
+        cells=cells,
+        pairs={},
     )
 
 
@@ -414,7 +465,8 @@ def _typical(bound: Bound) -> str:
 
 def _basis(n: int, thresholds: Thresholds, level: float | None = None) -> str:
     level = thresholds.level if level is None else level
-    return f"{n} seeds, level {level:g}, commit {plain(thresholds.commit)}"
+    source = f"commit {thresholds.commit}" if thresholds.seeds else thresholds.commit
+    return f"{n} seeds, level {level:.3g}, {plain(source)}"
 
 
 def _shown(value: float) -> str:
@@ -422,7 +474,7 @@ def _shown(value: float) -> str:
 
 
 _HEADER = """\
-# Derived from the runs named below, not written by hand; to derive them anew:
+# Derived from {origin}, not written by hand; to derive them anew:
 #   {renewal}
 # Each limit of a cell is a one-sided prediction bound of one new seed, at "level"; each limit of a
 # pair bounds the mean difference over {grid_seeds} new seeds, at "pair_level". A grid of all cells
@@ -434,7 +486,12 @@ def write_thresholds(path: Path, thresholds: Thresholds) -> None:
     """Write thresholds as TOML, atomically."""
     t = thresholds
     lines = [
-        _HEADER.format(renewal=t.renewal, grid_seeds=t.grid_seeds, rate=t.false_alarm_rate),
+        _HEADER.format(
+            origin="the runs named below" if t.seeds else "the published values",
+            renewal=t.renewal,
+            grid_seeds=t.grid_seeds,
+            rate=t.false_alarm_rate,
+        ),
         *(
             f"{key} = {_toml(getattr(t, key))}"
             for key in ("protocol", "evaluation", "common_hash", "level", "pair_level")

@@ -1,4 +1,5 @@
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,8 +7,12 @@ from scipy import stats as reference
 
 from flatbench import gate
 from flatbench.errors import UsageError
+from flatbench.protocol import load
+from flatbench.stats import prediction_bound
+from tests import tiny
 from tests.synthetic import grid, record
 
+ROOT = Path(__file__).parents[1]
 BASELINE = grid(range(10))
 THRESHOLDS = gate.derive(BASELINE)
 
@@ -205,3 +210,48 @@ def test_a_bad_thresholds_file_is_one_clear_line(tmp_path, old, new, says):
 def test_no_thresholds_file(tmp_path):
     with pytest.raises(UsageError, match="cannot be read"):
         gate.read_thresholds(tmp_path / "none.toml")
+
+
+def test_thresholds_from_published_results_are_mean_less_3_std(tmp_path):
+    protocol = load("cifar10-paper")
+    made = gate.from_reference(protocol)
+    assert len(made.cells) == 8
+    bound = made.cells["vgg16", "adam+sam"].bounds["test_accuracy"]
+    assert (bound.side, bound.limit) == ("at_least", pytest.approx(94.126 - 3 * 0.112))
+    # the level is that at which three standard deviations bound one new seed
+    published = reference.norm.ppf([0.2, 0.5, 0.8])
+    published = (published - published.mean()) / published.std(ddof=1)
+    assert prediction_bound(published, made.level, "lower") == pytest.approx(-3)
+    path = tmp_path / "cifar10-paper.toml"
+    gate.write_thresholds(path, made)
+    assert path.read_text() == (ROOT / "benchmarks" / "thresholds" / path.name).read_text()
+    assert gate.read_thresholds(path) == made
+
+
+def test_a_record_is_held_to_published_results():
+    protocol = load("cifar10-paper")
+    made = gate.from_reference(protocol)
+    provenance = {
+        "common_hash": protocol.common_hash(),
+        "cell_hash": protocol.cell_hash("adam+sam", "vgg16"),
+    }
+    cell = {"protocol": "cifar10-paper", "provenance": provenance}
+    assert gate.check_case(record("adam+sam", "vgg16", test_accuracy=93.8, **cell), made) == []
+    (line,) = gate.check_case(record("adam+sam", "vgg16", test_accuracy=93.7, **cell), made)
+    assert "test_accuracy 93.7 is below 93.79" in line
+    assert line.endswith(
+        "94.13 ± 0.112 over 3 seeds, level 0.939, the seed study (CIFAR-10, 200 epochs, batch 128)"
+    )
+    changed = {"provenance": {"common_hash": "0"}, "protocol": "cifar10-paper"}
+    (line,) = gate.check_case(record("adam+sam", "vgg16", **changed), made)
+    assert "renew it: flatbench baseline --reference cifar10-paper" in line
+
+
+@pytest.mark.parametrize("seeds", [None, 1])
+def test_what_has_no_published_spread_is_refused(tmp_path, seeds):
+    whole = tiny.table()
+    if seeds:
+        table = {"resnet18": {"sgd": [90.0, 0.0]}}
+        whole["reference"] = {"source": "s", "seeds": seeds, "test_accuracy": table}
+    with pytest.raises(UsageError, match="tiny has .*allowed is one with published results"):
+        gate.from_reference(tiny.protocol(tmp_path, whole))

@@ -1,0 +1,182 @@
+"""Speed of the training: flatbench's step beside the loop that most SAM scripts are.
+
+Both take SAM steps with SGD on the same images, in turns, in one process. `plain.PlainLoop` loads
+through PIL with workers, computes in fp32, loops over tensors and reads the loss at every step.
+
+- ``full-width``: ResNet-18 of width 64, batches of 128 images of 32×32×3, cropped and flipped, on
+  all threads, as protocol cifar10-tuned trains it (its images are random here: speed does not look
+  at them);
+- ``narrow``: the networks and images of protocol digits on one thread, as a worker trains them.
+
+``extra_info`` of a case holds
+
+- ratio_to_plain_loop: how many times as many images a second as the plain loop;
+- images_per_second, and plain_images_per_second of the plain loop;
+- sam_over_base: the time of a SAM step over that of a step of its base, both flatbench's;
+- share_of_peak (full width): the arithmetic of a step's convolutions and matrix products, over its
+  time and over the rate that a large convolution or matrix product of the same precision reaches in
+  the same turns;
+- compiled_speedup, with --compile: the time of a step over that through torch.compile, and
+  compile_seconds, what it takes until the first two such steps are done.
+
+Alone on the machine: ``pytest benchmarks/bench_trainer.py``. Beside a running grid it is skipped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.plain import PerTensorSAM, PlainLoop
+from benchmarks.timing import Step, clock, in_turns
+from flatbench import data, trainer
+from flatbench.cases import Case, from_id
+
+IMAGES = 2048  # of the full-width case
+CASES = {
+    "full-width-resnet18": "cifar10-tuned/resnet18/sgd+sam/seed0",
+    "narrow-resnet18": "digits/resnet18/sgd+sam/seed0",
+    "narrow-vgg16": "digits/vgg16/sgd+sam/seed0",
+}
+
+
+def images_for(case: Case, where: torch.device, data_dir: Path | None) -> data.DataSet:
+    """The case's data set; of CIFAR-10 its shape."""
+    if case.protocol.data.name != "cifar10":
+        return data.load(case.protocol.data, where, data_dir)
+    rng = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (IMAGES, 32, 32, 3), generator=rng, dtype=torch.uint8).to(where)
+    labels = torch.randint(10, (IMAGES,), generator=rng).to(where)
+    part, pixels = data.Part(images, labels), images.float().reshape(-1, 3)
+    return data.DataSet(part, part, part, 10, pixels.mean(0), pixels.std(0))
+
+
+def endless(run: trainer.Run, batch_size: int) -> Iterator[Tensor]:
+    """Whole batches without end."""
+    while True:
+        for batch in data.batches(len(run.labels), batch_size, run.shuffle, run.where):
+            if len(batch) == batch_size:
+                yield batch
+
+
+def flatbench_step(
+    case: Case, dataset: data.DataSet, compiled: bool = False
+) -> tuple[Step, trainer.Run]:
+    """A step of the trainer's own, its sums kept on the device, and what it moves."""
+    run = trainer.prepare(case, dataset, compiled=compiled)
+    run.model.train()
+    sums = torch.zeros(3, dtype=torch.float64, device=run.where)
+    batches = endless(run, case.protocol.training.batch_size)
+
+    def step() -> None:
+        sums.add_(run.step(next(batches)))
+
+    return step, run
+
+
+def plain_step(case: Case, dataset: data.DataSet) -> Step:
+    row, model = case.row, trainer.build_model(case, dataset)
+    model = model.to(memory_format=torch.contiguous_format)
+    base = torch.optim.SGD(model.parameters(), row.lr, row.momentum, weight_decay=row.weight_decay)
+    assert row.rho is not None
+    optimizer = PerTensorSAM(model.parameters(), base, row.rho, adaptive=False)
+    training, settings = case.protocol.training, case.protocol.data
+    loop = PlainLoop(model, optimizer, dataset, training.batch_size, settings.augmentation)
+    return loop.step
+
+
+def arithmetic(model: nn.Module, images: Tensor) -> int:
+    """Floating-point operations of a forward and a backward pass in products and convolutions."""
+    model.zero_grad()
+    with FlopCounterMode(display=False) as counter:
+        model(images).sum().backward()
+    return int(counter.get_total_flops())
+
+
+def peaks(where: torch.device, dtype: torch.dtype) -> dict[str, tuple[Step, float]]:
+    """A large convolution there and back, and a large matrix product, with their operations."""
+    x = torch.randn(128, 256, 16, 16, device=where, dtype=dtype)
+    x = x.to(memory_format=torch.channels_last).requires_grad_()
+    w = torch.randn(256, 256, 3, 3, device=where, dtype=dtype)
+    w = w.to(memory_format=torch.channels_last).requires_grad_()
+    a, b = (torch.randn(2048, 2048, device=where, dtype=dtype) for _ in range(2))
+    gradient = torch.ones_like(x)
+
+    def convolve() -> None:
+        torch.autograd.grad(F.conv2d(x, w, padding=1), [x, w], gradient)
+
+    return {
+        "convolution": (convolve, 3 * 2 * 128 * 16 * 16 * 256 * 256 * 9),
+        "product": (functools.partial(torch.matmul, a, b), 2 * 2048**3),
+    }
+
+
+@contextlib.contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.benchmark(group="trainer", timer=clock)
+@pytest.mark.parametrize("name", CASES)
+def test_trainer(
+    benchmark: Any, where: torch.device, request: pytest.FixtureRequest, name: str
+) -> None:
+    case = from_id(CASES[name])
+    base = from_id(CASES[name].replace("+sam", ""))
+    batch_size = case.protocol.training.batch_size
+    is_narrow = name.startswith("narrow")
+    rounds, iterations = (9, 20) if is_narrow or where.type == "cuda" else (5, 1)
+    with threads(1 if is_narrow else None):
+        dataset = images_for(case, where, request.config.getoption("data_dir"))
+        step, run = flatbench_step(case, dataset)
+        dtype = torch.bfloat16 if run.precision == "bf16" else torch.float32
+        large = {} if is_narrow else peaks(where, dtype)
+        steps: dict[str, Step] = {
+            "flatbench": step,
+            "plain": plain_step(case, dataset),
+            "base": flatbench_step(base, dataset)[0],
+            **{kind: work for kind, (work, _) in large.items()},
+        }
+        if request.config.getoption("compile"):
+            compiled, _ = flatbench_step(case, dataset, compiled=True)
+            start = clock()
+            compiled()
+            compiled()
+            benchmark.extra_info["compile_seconds"] = clock() - start
+            steps["compiled"] = compiled
+        benchmark.pedantic(step, warmup_rounds=1, rounds=rounds, iterations=iterations)
+        seconds = in_turns(steps, iterations, rounds, warm_up=1)
+    benchmark.extra_info |= {
+        "ratio_to_plain_loop": seconds["plain"] / seconds["flatbench"],
+        "images_per_second": batch_size / seconds["flatbench"],
+        "plain_images_per_second": batch_size / seconds["plain"],
+        "sam_over_base": seconds["flatbench"] / seconds["base"],
+        "precision": run.precision,
+        "threads": 1 if is_narrow else torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(where) if where.type == "cuda" else "cpu",
+    }
+    if large:
+        images = dataset.normalise(dataset.train.images[:batch_size])
+        peak = max(count / seconds[kind] for kind, (_, count) in large.items())
+        both_passes = 2 * arithmetic(run.model, images)
+        benchmark.extra_info |= {
+            "share_of_peak": both_passes / seconds["flatbench"] / peak,
+            "peak_gigaflops": peak / 1e9,
+        }
+    if "compiled" in seconds:
+        benchmark.extra_info["compiled_speedup"] = seconds["flatbench"] / seconds["compiled"]
+    assert all(bool(p.isfinite().all()) for p in run.model.parameters())

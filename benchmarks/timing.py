@@ -1,0 +1,36 @@
+"""Times that can be compared: of steps that take turns in one process."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+
+Step = Callable[[], object]
+
+WARM_UP = 3
+ROUNDS = 15
+
+
+def clock() -> float:
+    """Seconds, when the device has come to rest."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def in_turns(
+    steps: Mapping[str, Step], iterations: int = 1, rounds: int = ROUNDS, warm_up: int = WARM_UP
+) -> dict[str, float]:
+    """Median seconds of each step, over rounds in which each has its turn."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for i in range(warm_up + rounds):
+        for name, step in steps.items():
+            start = clock()
+            for _ in range(iterations):
+                step()
+            if i >= warm_up:
+                seconds[name].append((clock() - start) / iterations)
+    return {name: statistics.median(found) for name, found in seconds.items()}
