@@ -253,5 +253,5 @@ def test_what_has_no_published_spread_is_refused(tmp_path, seeds):
     if seeds:
         table = {"resnet18": {"sgd": [90.0, 0.0]}}
         whole["reference"] = {"source": "s", "seeds": seeds, "test_accuracy": table}
-    with pytest.raises(UsageError, match="tiny has .*allowed is one with published results"):
+    with pytest.raises(UsageError, match=r"tiny has .*allowed is one with published results"):
         gate.from_reference(tiny.protocol(tmp_path, whole))
