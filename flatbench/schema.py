@@ -43,7 +43,10 @@ _PLAIN = {
     str: "a string",
 }
 
+# Thousands of records are read against the same few annotations.
 _hints = functools.cache(functools.partial(typing.get_type_hints, include_extras=True))
+_origin: Callable[[Any], Any] = functools.cache(typing.get_origin)
+_arguments: Callable[[Any], tuple[Any, ...]] = functools.cache(typing.get_args)
 
 
 @dataclass(frozen=True)
@@ -87,9 +90,9 @@ class Reader:
 
     def value(self, value: object, hint: Any, key: str) -> Any:
         """Check a value against an annotation and return it in the annotation's type."""
-        if typing.get_origin(hint) is not Annotated:
+        if _origin(hint) is not Annotated:
             return self._typed(value, hint, key, None)
-        inner, *checks = typing.get_args(hint)
+        inner, *checks = _arguments(hint)
         allowed = "; ".join(check.allowed for check in checks)
         converted = self._typed(value, inner, key, allowed)
         if not all(check.holds(converted) for check in checks):
@@ -99,7 +102,7 @@ class Reader:
     def _typed(  # noqa: PLR0911 - one return for each kind of annotation
         self, value: object, hint: Any, key: str, allowed: str | None
     ) -> Any:
-        origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+        origin, arguments = _origin(hint), _arguments(hint)
         if origin in (types.UnionType, typing.Union):  # X | None
             return None if value is None else self.value(value, arguments[0], key)
         if origin is Literal:
