@@ -104,6 +104,9 @@ def _reading_commands(commands: argparse._SubParsersAction[argparse.ArgumentPars
     )
     baseline.add_argument("--output", type=Path, required=True, help="TOML file to write")
     baseline.add_argument("--level", type=float, help="of each one-sided bound")
+    baseline.add_argument(
+        "--measures", type=names, help="comma-separated (default: test_accuracy,sam_sharpness)"
+    )
     baseline.set_defaults(command=_baseline)
 
 
@@ -203,13 +206,15 @@ def _baseline(options: argparse.Namespace) -> int:
     from flatbench import gate, record
 
     if options.reference is not None:
-        if options.paths or options.level is not None:
-            raise UsageError("--reference: allowed is neither records nor --level beside it")
+        if options.paths or options.level or options.measures:
+            raise UsageError("--reference: allowed is none of records, --level, --measures with it")
         thresholds = gate.from_reference(protocol.load(options.reference))
         gate.write_thresholds(options.output, thresholds)
         return 0
     level = gate.LEVEL if options.level is None else options.level
-    gate.write_thresholds(options.output, gate.derive(record.collect(options.paths), level=level))
+    records = record.collect(options.paths)
+    made = gate.derive(records, level=level, measures=options.measures or gate.MEASURES)
+    gate.write_thresholds(options.output, made)
     return 0
 
 

@@ -42,6 +42,12 @@ def _ascent(steps: int, adaptive: bool) -> Measured:
     return measure
 
 
+def _m_sharpness(model: nn.Module, x: Tensor, y: Tensor, rule: Sharpness) -> sharpness.Measure:
+    return sharpness.ascent_sharpness(
+        model, F.cross_entropy, x, y, rho=rule.rho, m=rule.m, batchnorm=rule.batchnorm
+    )
+
+
 def _average(adaptive: bool) -> Measured:
     def measure(model: nn.Module, x: Tensor, y: Tensor, rule: Sharpness) -> sharpness.Measure:
         return sharpness.average_sharpness(
@@ -78,6 +84,7 @@ def _trace(model: nn.Module, x: Tensor, y: Tensor, rule: Sharpness) -> sharpness
 MEASURES: Mapping[str, Measured] = {
     "ascent_sharpness": _ascent(steps=1, adaptive=False),
     f"ascent_sharpness_{ASCENT_STEPS}_steps": _ascent(steps=ASCENT_STEPS, adaptive=False),
+    "m_sharpness": _m_sharpness,
     "adaptive_ascent_sharpness": _ascent(steps=1, adaptive=True),
     "average_sharpness": _average(adaptive=False),
     "adaptive_average_sharpness": _average(adaptive=True),
@@ -86,9 +93,10 @@ MEASURES: Mapping[str, Measured] = {
 }
 
 
-def examples(dataset: DataSet, count: int) -> Tensor:
+def examples(dataset: DataSet, rule: Sharpness) -> Tensor:
     """Return the indices of the fixed training examples that are measured on: the same for all."""
-    order = np.random.default_rng(0).permutation(len(dataset.train))[:count]
+    order = np.random.default_rng(rule.examples_seed).permutation(len(dataset.train))
+    order = order[: rule.examples]
     return torch.from_numpy(np.sort(order)).to(dataset.train.labels.device)
 
 
@@ -98,21 +106,26 @@ def measure(
     dataset: DataSet,
     labels: Tensor,
     rule: Sharpness,
+    *,
+    standard_errors: bool = False,
 ) -> dict[str, float | None]:
     """Return each measure on the protocol's fixed part of the training images, unaugmented.
 
     The loss is the plain cross-entropy, whatever a row trains with. ``labels`` [N] are those
     trained on; where they differ from the true ones, each measure is also taken with those, under
-    its name and "_clean". A value that is not finite is None.
+    its name and "_clean"; with ``standard_errors`` also those measures' that have one, under the
+    measure's name and "_standard_error". A value that is not finite is None.
     """
-    picked = examples(dataset, rule.examples)
+    picked = examples(dataset, rule)
     images = dataset.normalise(dataset.train.images[picked])
     sides = {"": labels[picked]}
     if not torch.equal(labels, dataset.train.labels):
         sides["_clean"] = dataset.train.labels[picked]
-    values = {
-        f"{name}{side}": MEASURES[name](model, images, targets, rule).value
-        for name in names
-        for side, targets in sides.items()
-    }
-    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+    values: dict[str, float | None] = {}
+    for name in names:
+        for side, targets in sides.items():
+            found = MEASURES[name](model, images, targets, rule)
+            values[f"{name}{side}"] = found.value
+            if standard_errors and found.standard_error is not None:
+                values[f"{name}{side}_standard_error"] = found.standard_error
+    return {name: v if v is not None and math.isfinite(v) else None for name, v in values.items()}

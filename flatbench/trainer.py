@@ -105,7 +105,7 @@ def train(
             reason = f"diverged in epoch {number} of {case.epochs}: {error}"
             break
         run.history.append(epoch)
-        for name, value in _measure(run, case.protocol.sharpness.every_epoch).items():
+        for name, value in _measure(run, case.protocol.sharpness.every_epoch, False).items():
             run.sharpness_history.setdefault(name, []).append(value)
         if on_epoch is not None:
             on_epoch(number, epoch)
@@ -381,9 +381,13 @@ def evaluate(model: nn.Module, dataset: data.DataSet, part: data.Part) -> tuple[
     return loss_sum / len(part), 100 * hits / len(part)
 
 
-def _measure(run: Run, names: tuple[str, ...]) -> dict[str, float | None]:
+def _measure(run: Run, names: tuple[str, ...], standard_errors: bool) -> dict[str, float | None]:
+    if not names:
+        return {}
     rule = run.case.protocol.sharpness
-    return measures.measure(names, run.model, run.dataset, run.labels, rule) if names else {}
+    return measures.measure(
+        names, run.model, run.dataset, run.labels, rule, standard_errors=standard_errors
+    )
 
 
 def _record(run: Run, reason: str | None, calibration: float) -> Record:
@@ -398,7 +402,7 @@ def _record(run: Run, reason: str | None, calibration: float) -> Record:
             "train_accuracy": last.train_accuracy,
             "train_loss": last.train_loss,
             "sam_sharpness": last.sam_sharpness,
-            "sharpness": _measure(run, case.protocol.sharpness.at_end),
+            "sharpness": _measure(run, case.protocol.sharpness.at_end, True),
         }
     return Record(
         protocol=case.protocol.name,

@@ -129,6 +129,10 @@ def test_baseline_writes_thresholds(tmp_path: Path) -> None:
     output = tmp_path / "thresholds.toml"
     assert cli.main(["baseline", str(tmp_path), "--output", str(output), "--level", "0.99"]) == 0
     assert gate.read_thresholds(output).level == 0.99
+    chosen = ["--measures", "test_accuracy"]
+    assert cli.main(["baseline", str(tmp_path), "--output", str(output), *chosen]) == 0
+    cells = gate.read_thresholds(output).cells.values()
+    assert all(list(cell.bounds) == ["test_accuracy"] for cell in cells)
 
 
 def write(folder: Path, records: Iterable[Record]) -> Path:
@@ -227,7 +231,7 @@ def test_a_landscape_s_centre_is_the_trained_network(trained: tuple[Path, Path])
     model.load_state_dict(load_file(folder / "tiny" / "records" / f"{stem}.safetensors"))
     run = from_id(case, str(path))
     dataset = data.load(run.protocol.data)
-    picked = measures.examples(dataset, run.protocol.sharpness.examples)
+    picked = measures.examples(dataset, run.protocol.sharpness)
     labels = trainer.training_labels(run, dataset)
     assert not torch.equal(labels, dataset.train.labels)
     with torch.no_grad():

@@ -31,11 +31,15 @@ def test_the_schema_names_exactly_the_measures() -> None:
 
 
 def test_the_examples_are_fixed_and_of_the_training_part(digits: data.DataSet) -> None:
-    first, second = measures.examples(digits, 100), measures.examples(digits, 100)
-    assert torch.equal(first, second)
+    def picked(**rule: int) -> torch.Tensor:
+        return measures.examples(digits, protocol.Sharpness(**rule))
+
+    first = picked(examples=100)
+    assert torch.equal(first, picked(examples=100))
+    assert not torch.equal(first, picked(examples=100, examples_seed=1))
     assert len(set(first.tolist())) == 100
     assert int(first.max()) < len(digits.train)
-    assert len(measures.examples(digits, 10**6)) == len(digits.train)
+    assert len(picked(examples=10**6)) == len(digits.train)
 
 
 def test_values_are_those_of_the_measures_on_both_labels(
@@ -44,7 +48,7 @@ def test_values_are_those_of_the_measures_on_both_labels(
     noisy = (digits.train.labels + 1) % 10
     before = {name: t.clone() for name, t in model.state_dict().items()}
     found = measures.measure(["ascent_sharpness"], model, digits, noisy, RULE)
-    picked = measures.examples(digits, 40)
+    picked = measures.examples(digits, RULE)
     images = digits.normalise(digits.train.images[picked])
     for name, labels in (("", noisy), ("_clean", digits.train.labels)):
         # by hand: the loss at w + rho g / |g|, less the loss at w
@@ -68,12 +72,30 @@ def test_without_noise_there_is_one_side(digits: data.DataSet, model: torch.nn.M
     found = measures.measure(list(measures.MEASURES), model, digits, labels, RULE)
     assert list(found) == list(measures.MEASURES)
     assert all(value is not None for value in found.values())
-    picked = measures.examples(digits, 40)
+    picked = measures.examples(digits, RULE)
     images = digits.normalise(digits.train.images[picked])
     average = sharpness.average_sharpness(
         model, F.cross_entropy, images, labels[picked], sigma=0.05, samples=5, adaptive=True
     )
     assert found["adaptive_average_sharpness"] == average.value
+    grouped = sharpness.ascent_sharpness(
+        model, F.cross_entropy, images, labels[picked], rho=0.1, m=16
+    )
+    assert found["m_sharpness"] == grouped.value
+
+
+def test_standard_errors_stand_beside_their_measures(
+    digits: data.DataSet, model: torch.nn.Module
+) -> None:
+    names = ["ascent_sharpness", "average_sharpness", "hessian_trace", "m_sharpness"]
+    noisy = (digits.train.labels + 1) % 10
+    found = measures.measure(names, model, digits, noisy, RULE, standard_errors=True)
+    plain = measures.measure(names, model, digits, noisy, RULE)
+    assert {k: v for k, v in found.items() if not k.endswith("_standard_error")} == plain
+    assert {k for k in found if k.endswith("_standard_error")} == {
+        f"{name}{side}_standard_error" for name in names[1:] for side in ("", "_clean")
+    }
+    assert all(v is not None and v > 0 for k, v in found.items() if k.endswith("error"))
 
 
 def test_what_is_not_finite_is_none(digits: data.DataSet, model: torch.nn.Module) -> None:
@@ -111,7 +133,13 @@ lr = 0.1
     (case,) = grid(protocol.load(str(path)), seeds=[0])
     record = trainer.train(case)
     both = ["ascent_sharpness", "ascent_sharpness_clean"]
-    assert list(record.sharpness) == [*both, "hessian_trace", "hessian_trace_clean"]
+    assert list(record.sharpness) == [
+        *both,
+        "hessian_trace",
+        "hessian_trace_standard_error",
+        "hessian_trace_clean",
+        "hessian_trace_clean_standard_error",
+    ]
     assert list(record.sharpness_history) == both
     for name, column in record.sharpness_history.items():
         assert len(column) == 2

@@ -15,7 +15,10 @@ from flatbench.cases import grid
 from flatbench.errors import UsageError
 from flatbench.models import ARCHITECTURES
 from flatbench.protocol import PROTOCOLS, Protocol, available, load
+from flatbench.record import read
 from tests import tiny
+
+RESULTS = Path(__file__).parents[1] / "results"
 
 Table = dict[str, Any]
 Change = Callable[[Table], object]
@@ -569,6 +572,7 @@ def test_hashes_differ_between_cells_and_are_short_hex(tmp_path: Path) -> None:
         put("reference", {"source": "s", "seeds": 3, "test_accuracy": {}}),
         # the same said otherwise
         put("sharpness", {"rho": 0.05}),
+        put("sharpness/m", 16),
         put("training/schedule", "cosine"),
         put("data/validation", 0),
         put(f"{SGD}/architectures/resnet18", {}),
@@ -577,6 +581,15 @@ def test_hashes_differ_between_cells_and_are_short_hex(tmp_path: Path) -> None:
 )
 def test_what_bears_on_no_result_moves_no_hash(tmp_path: Path, change: Change) -> None:
     assert moved(tmp_path, change) == set()
+
+
+def test_the_published_results_hashes_stand() -> None:
+    """A new key at its default must not invalidate what was published before it."""
+    for name in ("digits", "fashion"):
+        (first, *_) = read(RESULTS / name / "benchmark.json")
+        assert load(name).common_hash() == first.provenance["common_hash"]
+        cell = load(name).cell_hash(first.optimizer, first.architecture)
+        assert cell == first.provenance["cell_hash"]
 
 
 def test_neither_comments_nor_the_file_s_name_move_a_hash(tmp_path: Path) -> None:
@@ -612,6 +625,8 @@ def test_neither_comments_nor_the_file_s_name_move_a_hash(tmp_path: Path) -> Non
         put("sharpness/at_end", ["hessian_trace"]),
         put("sharpness/every_epoch", ["ascent_sharpness"]),
         put("sharpness/examples", 5),
+        put("sharpness/examples_seed", 1),
+        put("sharpness/m", 8),
     ],
 )
 def test_what_all_cells_share_moves_every_hash(tmp_path: Path, change: Change) -> None:

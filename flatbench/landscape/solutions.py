@@ -60,7 +60,7 @@ def solution(case: Case, store: Store, where: torch.device, data_dir: Path | Non
     except (SafetensorError, RuntimeError) as error:  # RuntimeError: names or shapes do not fit
         line = " ".join(str(error).split())
         raise UsageError(f"{weights}: are not the weights of {case.id}: {line}") from None
-    picked = measures.examples(dataset, case.protocol.sharpness.examples)
+    picked = measures.examples(dataset, case.protocol.sharpness)
     return Solution(
         case,
         model.eval(),
