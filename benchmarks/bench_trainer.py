@@ -6,12 +6,15 @@ through PIL with workers, computes in fp32, loops over tensors and reads the los
 - ``full-width``: ResNet-18 of width 64, batches of 128 images of 32×32×3, cropped and flipped, on
   all threads, as protocol cifar10-tuned trains it (its images are random here: speed does not look
   at them);
-- ``narrow``: the networks and images of protocol digits on one thread, as a worker trains them.
+- ``narrow``: the networks and images of protocol digits. The plain loop has all threads, as a
+  script that is started has; flatbench trains as many cases at once as there are processors, on a
+  thread each, as the grid does.
 
 ``extra_info`` of a case holds
 
 - ratio_to_plain_loop: how many times as many images a second as the plain loop;
 - images_per_second, and plain_images_per_second of the plain loop;
+- ratio_of_one_worker: the same of a single case of flatbench's;
 - sam_over_base: the time of a SAM step over that of a step of its base, both flatbench's;
 - share_of_peak (full width): the arithmetic of a step's convolutions and matrix products, over its
   time and over the rate that a large convolution or matrix product of the same precision reaches in
@@ -26,7 +29,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import multiprocessing
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +43,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.plain import PerTensorSAM, PlainLoop
 from benchmarks.timing import Step, clock, in_turns
-from flatbench import data, trainer
+from flatbench import data, device, engine, trainer
 from flatbench.cases import Case, from_id
 
 IMAGES = 2048  # of the full-width case
@@ -120,14 +125,48 @@ def peaks(where: torch.device, dtype: torch.dtype) -> dict[str, tuple[Step, floa
     }
 
 
+def on_threads(count: int, step: Step) -> Step:
+    """The same step on so many threads."""
+
+    def run() -> None:
+        torch.set_num_threads(count)
+        step()
+
+    return run
+
+
+def _crew_member(connection: Connection, name: str) -> None:
+    case = from_id(name)
+    device.make_deterministic(torch.device("cpu"))  # one thread, as the engine's workers
+    step, _ = flatbench_step(case, images_for(case, torch.device("cpu"), None))
+    with contextlib.suppress(EOFError):
+        while connection.recv():
+            step()
+            connection.send(True)
+
+
 @contextlib.contextmanager
-def threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
+def crew(name: str, count: int) -> Iterator[Step]:
+    """A step of so many workers at once, a process each, as the engine trains a grid."""
+    spawn = multiprocessing.get_context("spawn")
+    ours: list[Connection] = []
+    for _ in range(count):
+        here, there = spawn.Pipe()
+        spawn.Process(target=_crew_member, args=(there, name), daemon=True).start()
+        there.close()
+        ours.append(here)
+
+    def step() -> None:
+        for connection in ours:
+            connection.send(True)
+        for connection in ours:
+            connection.recv()
+
     try:
-        yield
+        yield step
     finally:
-        torch.set_num_threads(before)
+        for connection in ours:
+            connection.close()
 
 
 @pytest.mark.benchmark(group="trainer", timer=clock)
@@ -139,34 +178,45 @@ def test_trainer(
     base = from_id(CASES[name].replace("+sam", ""))
     batch_size = case.protocol.training.batch_size
     is_narrow = name.startswith("narrow")
+    # a narrow network trains on one thread, and the grid's other cases beside it
+    workers = engine.cores() if is_narrow and where.type == "cpu" else 1
+    default = torch.get_num_threads()
+    own = 1 if is_narrow else default
     rounds, iterations = (9, 20) if is_narrow or where.type == "cuda" else (5, 1)
-    with threads(1 if is_narrow else None):
-        dataset = images_for(case, where, request.config.getoption("data_dir"))
-        step, run = flatbench_step(case, dataset)
-        dtype = torch.bfloat16 if run.precision == "bf16" else torch.float32
-        large = {} if is_narrow else peaks(where, dtype)
+    dataset = images_for(case, where, request.config.getoption("data_dir"))
+    step, run = flatbench_step(case, dataset)
+    dtype = torch.bfloat16 if run.precision == "bf16" else torch.float32
+    large = {} if is_narrow else peaks(where, dtype)
+    with contextlib.ExitStack() as stack:
+        stack.callback(torch.set_num_threads, default)
         steps: dict[str, Step] = {
-            "flatbench": step,
-            "plain": plain_step(case, dataset),
-            "base": flatbench_step(base, dataset)[0],
+            "one": on_threads(own, step),
+            "base": on_threads(own, flatbench_step(base, dataset)[0]),
+            "plain": on_threads(default, plain_step(case, dataset)),
             **{kind: work for kind, (work, _) in large.items()},
         }
+        if workers > 1:
+            steps["grid"] = stack.enter_context(crew(case.id, workers))
         if request.config.getoption("compile"):
-            compiled, _ = flatbench_step(case, dataset, compiled=True)
+            compiled = on_threads(own, flatbench_step(case, dataset, compiled=True)[0])
             start = clock()
             compiled()
             compiled()
             benchmark.extra_info["compile_seconds"] = clock() - start
             steps["compiled"] = compiled
-        benchmark.pedantic(step, warmup_rounds=1, rounds=rounds, iterations=iterations)
+        benchmark.pedantic(steps["one"], warmup_rounds=1, rounds=rounds, iterations=iterations)
         seconds = in_turns(steps, iterations, rounds, warm_up=1)
+    plain_rate = batch_size / seconds["plain"]
+    rate = workers * batch_size / seconds["grid" if workers > 1 else "one"]
     benchmark.extra_info |= {
-        "ratio_to_plain_loop": seconds["plain"] / seconds["flatbench"],
-        "images_per_second": batch_size / seconds["flatbench"],
-        "plain_images_per_second": batch_size / seconds["plain"],
-        "sam_over_base": seconds["flatbench"] / seconds["base"],
+        "ratio_to_plain_loop": rate / plain_rate,
+        "images_per_second": rate,
+        "plain_images_per_second": plain_rate,
+        "ratio_of_one_worker": seconds["plain"] / seconds["one"],
+        "sam_over_base": seconds["one"] / seconds["base"],
         "precision": run.precision,
-        "threads": 1 if is_narrow else torch.get_num_threads(),
+        "workers": workers,
+        "threads": default,
         "device": torch.cuda.get_device_name(where) if where.type == "cuda" else "cpu",
     }
     if large:
@@ -174,9 +224,9 @@ def test_trainer(
         peak = max(count / seconds[kind] for kind, (_, count) in large.items())
         both_passes = 2 * arithmetic(run.model, images)
         benchmark.extra_info |= {
-            "share_of_peak": both_passes / seconds["flatbench"] / peak,
+            "share_of_peak": both_passes / seconds["one"] / peak,
             "peak_gigaflops": peak / 1e9,
         }
     if "compiled" in seconds:
-        benchmark.extra_info["compiled_speedup"] = seconds["flatbench"] / seconds["compiled"]
+        benchmark.extra_info["compiled_speedup"] = seconds["one"] / seconds["compiled"]
     assert all(bool(p.isfinite().all()) for p in run.model.parameters())
