@@ -1,7 +1,8 @@
 """Speed of the training: flatbench's step beside the loop that most SAM scripts are.
 
-Both take SAM steps with SGD on the same images, in turns, in one process. `plain.PlainLoop` loads
-through PIL with workers, computes in fp32, loops over tensors and reads the loss at every step.
+Both take SAM steps with SGD on the same images, in turns. `plain.PlainLoop` loads through PIL with
+workers, computes in fp32, loops over tensors and reads the loss at every step; it runs here.
+flatbench's steps run in processes of their own, set up as the engine's workers are.
 
 - ``full-width``: ResNet-18 of width 64, batches of 128 images of 32×32×3, cropped and flipped, on
   all threads, as protocol cifar10-tuned trains it (its images are random here: speed does not look
@@ -28,9 +29,11 @@ Alone on the machine: ``pytest benchmarks/bench_trainer.py``. Beside a running g
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import multiprocessing
 from collections.abc import Iterator
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -107,8 +110,9 @@ def arithmetic(model: nn.Module, images: Tensor) -> int:
     return int(counter.get_total_flops())
 
 
-def peaks(where: torch.device, dtype: torch.dtype) -> dict[str, tuple[Step, float]]:
+def peaks(where: torch.device, precision: str) -> dict[str, tuple[Step, float]]:
     """A large convolution there and back, and a large matrix product, with their operations."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     x = torch.randn(128, 256, 16, 16, device=where, dtype=dtype)
     x = x.to(memory_format=torch.channels_last).requires_grad_()
     w = torch.randn(256, 256, 3, 3, device=where, dtype=dtype)
@@ -125,34 +129,39 @@ def peaks(where: torch.device, dtype: torch.dtype) -> dict[str, tuple[Step, floa
     }
 
 
-def on_threads(count: int, step: Step) -> Step:
-    """The same step on so many threads."""
+@dataclass(frozen=True)
+class Seat:
+    """What a process of our own trains, set up as the engine's workers are."""
 
-    def run() -> None:
-        torch.set_num_threads(count)
+    case: str
+    where: str
+    threads: int
+    data_dir: Path | None
+    compiled: bool = False
+
+
+def _work(connection: Connection, seat: Seat) -> None:
+    where = torch.device(seat.where)
+    device.keep_freed_memory()
+    device.make_deterministic(where)
+    torch.set_num_threads(seat.threads)
+    case = from_id(seat.case)
+    step, run = flatbench_step(case, images_for(case, where, seat.data_dir), seat.compiled)
+    while connection.recv():
         step()
-
-    return run
-
-
-def _crew_member(connection: Connection, name: str) -> None:
-    case = from_id(name)
-    device.make_deterministic(torch.device("cpu"))  # one thread, as the engine's workers
-    step, _ = flatbench_step(case, images_for(case, torch.device("cpu"), None))
-    with contextlib.suppress(EOFError):
-        while connection.recv():
-            step()
-            connection.send(True)
+        device.synchronise(where)
+        connection.send(None)
+    connection.send(all(bool(p.isfinite().all()) for p in run.model.parameters()))
 
 
 @contextlib.contextmanager
-def crew(name: str, count: int) -> Iterator[Step]:
-    """A step of so many workers at once, a process each, as the engine trains a grid."""
+def at_work(seat: Seat, count: int = 1) -> Iterator[Step]:
+    """A step of so many processes at once, as the engine trains a grid."""
     spawn = multiprocessing.get_context("spawn")
     ours: list[Connection] = []
     for _ in range(count):
         here, there = spawn.Pipe()
-        spawn.Process(target=_crew_member, args=(there, name), daemon=True).start()
+        spawn.Process(target=_work, args=(there, seat), daemon=True).start()
         there.close()
         ours.append(here)
 
@@ -162,11 +171,10 @@ def crew(name: str, count: int) -> Iterator[Step]:
         for connection in ours:
             connection.recv()
 
-    try:
-        yield step
-    finally:
-        for connection in ours:
-            connection.close()
+    yield step
+    for connection in ours:
+        connection.send(False)
+        assert connection.recv(), f"{seat.case}: weights that are not finite"
 
 
 @pytest.mark.benchmark(group="trainer", timer=clock)
@@ -180,31 +188,31 @@ def test_trainer(
     is_narrow = name.startswith("narrow")
     # a narrow network trains on one thread, and the grid's other cases beside it
     workers = engine.cores() if is_narrow and where.type == "cpu" else 1
-    default = torch.get_num_threads()
-    own = 1 if is_narrow else default
-    rounds, iterations = (9, 20) if is_narrow or where.type == "cuda" else (5, 1)
-    dataset = images_for(case, where, request.config.getoption("data_dir"))
-    step, run = flatbench_step(case, dataset)
-    dtype = torch.bfloat16 if run.precision == "bf16" else torch.float32
-    large = {} if is_narrow else peaks(where, dtype)
+    own = 1 if is_narrow else torch.get_num_threads()
+    rounds, iterations = (9, 20) if is_narrow or where.type == "cuda" else (7, 1)
+    data_dir = request.config.getoption("data_dir")
+    dataset = images_for(case, where, data_dir)
+    run = trainer.prepare(case, dataset)
+    large = {} if is_narrow else peaks(where, run.precision)
+    seat = Seat(case.id, str(where), own, data_dir)
     with contextlib.ExitStack() as stack:
-        stack.callback(torch.set_num_threads, default)
+        one = stack.enter_context(at_work(seat))
         steps: dict[str, Step] = {
-            "one": on_threads(own, step),
-            "base": on_threads(own, flatbench_step(base, dataset)[0]),
-            "plain": on_threads(default, plain_step(case, dataset)),
+            "one": one,
+            "base": stack.enter_context(at_work(dataclasses.replace(seat, case=base.id))),
+            "plain": plain_step(case, dataset),
             **{kind: work for kind, (work, _) in large.items()},
         }
         if workers > 1:
-            steps["grid"] = stack.enter_context(crew(case.id, workers))
+            steps["grid"] = stack.enter_context(at_work(seat, workers))
         if request.config.getoption("compile"):
-            compiled = on_threads(own, flatbench_step(case, dataset, compiled=True)[0])
+            compiled = stack.enter_context(at_work(dataclasses.replace(seat, compiled=True)))
             start = clock()
             compiled()
             compiled()
             benchmark.extra_info["compile_seconds"] = clock() - start
             steps["compiled"] = compiled
-        benchmark.pedantic(steps["one"], warmup_rounds=1, rounds=rounds, iterations=iterations)
+        benchmark.pedantic(one, warmup_rounds=1, rounds=rounds, iterations=iterations)
         seconds = in_turns(steps, iterations, rounds, warm_up=1)
     plain_rate = batch_size / seconds["plain"]
     rate = workers * batch_size / seconds["grid" if workers > 1 else "one"]
@@ -216,7 +224,7 @@ def test_trainer(
         "sam_over_base": seconds["one"] / seconds["base"],
         "precision": run.precision,
         "workers": workers,
-        "threads": default,
+        "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(where) if where.type == "cuda" else "cpu",
     }
     if large:
@@ -229,4 +237,3 @@ def test_trainer(
         }
     if "compiled" in seconds:
         benchmark.extra_info["compiled_speedup"] = seconds["one"] / seconds["compiled"]
-    assert all(bool(p.isfinite().all()) for p in run.model.parameters())

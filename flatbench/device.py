@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import os
 
 import torch
@@ -39,6 +41,41 @@ def make_deterministic(device: torch.device) -> None:
     # without this every torch.empty would be filled, once a tensor and step
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(True)
+
+
+# of malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_LARGEST_MMAP_THRESHOLD = 32 * 2**20
+
+
+@functools.cache
+def _glibc() -> ctypes.CDLL | None:
+    """Return the C library, if it is the one whose allocator has these knobs."""
+    try:
+        library = ctypes.CDLL("libc.so.6")
+    except OSError:
+        return None
+    return library if hasattr(library, "gnu_get_libc_version") else None
+
+
+def keep_freed_memory() -> None:
+    """Make the process keep the memory it frees, up to blocks of 32 MiB. For workers only.
+
+    Otherwise glibc returns large blocks to the system at once, and each step's activations are
+    mapped and zeroed anew, page by page: 60,000 to 95,000 page faults and 4 to 5 % of the time of a
+    full-width ResNet-18's SAM step on two cores. Without effect where there is no glibc.
+    """
+    library = _glibc()
+    if library is not None:
+        library.mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
+        library.mallopt(_M_TRIM_THRESHOLD, -1)
+
+
+def return_freed_memory() -> None:
+    """Give back what `keep_freed_memory` has kept, so that a case's peak memory is its own."""
+    library = _glibc()
+    if library is not None:
+        library.malloc_trim(0)
 
 
 def has_fast_bf16(device: torch.device) -> bool:

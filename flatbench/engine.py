@@ -351,8 +351,9 @@ def _work(connection: Connection, desk: _Desk) -> None:
     import torch
 
     from flatbench import trainer
-    from flatbench.device import make_deterministic
+    from flatbench.device import keep_freed_memory, make_deterministic
 
+    keep_freed_memory()
     make_deterministic(torch.device(desk.device))
     store = desk.store
     while True:

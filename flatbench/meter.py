@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from flatbench.device import synchronise
+from flatbench.device import return_freed_memory, synchronise
 
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")
@@ -40,6 +40,7 @@ def reset_peak_memory(where: torch.device) -> None:
     if where.type == "cuda":
         torch.cuda.reset_peak_memory_stats(where)
     elif _CLEAR_REFS.exists():
+        return_freed_memory()
         _CLEAR_REFS.write_text("5")  # resets VmHWM, see proc(5)
 
 
