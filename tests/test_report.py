@@ -7,8 +7,10 @@ import pytest
 from scipy import stats as reference
 
 from flatbench.errors import UsageError
+from flatbench.measures import MEASURES
 from flatbench.protocol import load
 from flatbench.report import chapters, render, sections, tables
+from flatbench.report.tables import measure_name
 from flatbench.report.text import decimals, markdown_text, number, plain, ranges
 from tests.synthetic import grid, record
 
@@ -379,3 +381,11 @@ def test_brief_leaves_the_main_tables():
     assert "Tests of the gains" not in text
     assert "can say" not in text
     assert "Made with" in text
+
+
+def test_measures_have_names_and_unknown_ones_keep_theirs():
+    for measure in MEASURES:
+        name = measure_name(measure)
+        assert name[0].isupper() or name == "m-sharpness"
+        assert measure_name(f"{measure}_clean") == f"{name}, true labels"
+    assert measure_name("my_own_clean") == "my_own_clean"

@@ -19,7 +19,11 @@ MISSING = "—"
 _NAMES = {
     "sam_sharpness": "SAM sharpness ρ‖∇L‖ of the last epoch",
     "ascent_sharpness": "Ascent sharpness max L(w + ε) − L(w)",
+    "ascent_sharpness_10_steps": "Ascent sharpness, 10 steps",
+    "m_sharpness": "m-sharpness",
+    "adaptive_ascent_sharpness": "Adaptive ascent sharpness",
     "average_sharpness": "Average sharpness E[L(w + ε)] − L(w)",
+    "adaptive_average_sharpness": "Adaptive average sharpness",
     "hessian_max_eigenvalue": "Largest eigenvalue of the Hessian",
     "hessian_trace": "Trace of the Hessian",
 }
@@ -76,7 +80,10 @@ def described(section: Section, n: int) -> str:
 
 def measure_name(measure: str) -> str:
     """Return a sharpness measure's name in a heading."""
-    return _NAMES.get(measure, measure)
+    base = measure.removesuffix("_clean")
+    if base not in _NAMES:
+        return measure
+    return _NAMES[base] + (", true labels" if base != measure else "")
 
 
 def accuracy_table(numbers: Numbers) -> Table:
