@@ -11,7 +11,7 @@ import torch
 Step = Callable[[], object]
 
 WARM_UP = 3
-ROUNDS = 15
+ROUNDS = 45
 
 
 def clock() -> float:
