@@ -28,7 +28,7 @@ from typing import TextIO
 from flatbench import checkpoint
 from flatbench.cases import Case
 from flatbench.errors import UsageError
-from flatbench.record import Epoch, Record, read, write_json
+from flatbench.record import Epoch, Record, read_one, write_json
 
 
 @dataclass
@@ -140,7 +140,7 @@ class Store:
         missing_weights = self.keep_weights and not self.weights(case).exists()
         if not self.resume or missing_weights or not path.exists():
             return None
-        record = read(path)[0]
+        record = read_one(path)
         same = record.provenance.get("key") == key and record.status != "failed"
         return record if same else None
 

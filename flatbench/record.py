@@ -179,6 +179,18 @@ def read(path: Path) -> list[Record]:
     return records
 
 
+def read_one(path: Path) -> Record:
+    """Read the only record of a JSON file.
+
+    Raises:
+        UsageError: as `read`, or there is not one record in it.
+    """
+    records = read(path)
+    if len(records) != 1:
+        raise UsageError(f"{path}: holds {len(records)} records: allowed is 1")
+    return records[0]
+
+
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON number")
 

@@ -527,3 +527,12 @@ def test_an_error_of_the_feeding_thread_reaches_whoever_waits(run: Run) -> None:
     run.futures[case.id].set_exception(OSError("no space left on device"))
     with pytest.raises(OSError, match="no space left"):
         engine.follow(run, case, io.StringIO())
+
+
+def test_a_record_to_be_reused_that_is_none_is_one_clear_line(tmp_path: Path) -> None:
+    case = grid(tiny.protocol(tmp_path), optimizers=["sgd"])[0]
+    store = engine.Store(tmp_path, resume=True)
+    store.record(case).parent.mkdir(parents=True)
+    store.record(case).write_text('{"benchmarks": []}')
+    with pytest.raises(UsageError, match=r"sgd-seed0\.json: holds 0 records: allowed is 1"):
+        store.finished(case, "key")

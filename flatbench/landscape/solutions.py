@@ -15,7 +15,7 @@ from flatbench import data, measures, trainer
 from flatbench.cases import Case
 from flatbench.engine import Store
 from flatbench.errors import UsageError
-from flatbench.record import read
+from flatbench.record import read_one
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def solution(case: Case, store: Store, where: torch.device, data_dir: Path | Non
                 f"--protocol {case.protocol.name} --architectures {case.architecture} "
                 f"--optimizers {case.optimizer} --seeds {case.seed}"
             )
-    record = read(path)[0]
+    record = read_one(path)
     if record.status != "completed":
         raise UsageError(
             f"{path}: status = {json.dumps(record.status)}: allowed is a completed run"
