@@ -77,6 +77,13 @@ def test_only_seeds_that_both_completed_count(protocols) -> None:
     assert "n = 4 pairs unless" in made.note
 
 
+def test_a_completed_run_without_an_accuracy_has_no_difference(protocols) -> None:
+    one, other = runs(protocols[0], 1), runs(protocols[1], 2)
+    other[0] = dataclasses.replace(other[0], test_accuracy=None)
+    made = table([*one, *other], protocols, "Difference in test accuracy by seed")
+    assert cell(made, other[0].optimizer, other[0].architecture).endswith("(n = 4)")
+
+
 def test_times_are_ratios_of_relative_times(protocols) -> None:
     def timed(protocol: Protocol, seconds: float, calibration: float) -> list:
         found = runs(protocol, 1)

@@ -22,8 +22,8 @@ def counterpart_tables(numbers: Numbers, other: Numbers) -> list[Table]:
     pairs = _pairs(numbers, other)
     if not pairs:
         return []
-    names = f"{numbers.section.protocol} − {other.section.protocol}"
-    return [_differences(numbers, pairs, names), _times(numbers, pairs, names.replace("−", "/"))]
+    name = other.section.protocol
+    return [_differences(numbers, pairs, name), _times(numbers, pairs, name)]
 
 
 def _pairs(numbers: Numbers, other: Numbers) -> _Pairs:
@@ -31,12 +31,14 @@ def _pairs(numbers: Numbers, other: Numbers) -> _Pairs:
     found: dict[tuple[str, str], dict[int, tuple[Record, Record]]] = {}
     for r in numbers.section.records:
         twin = theirs.get((r.architecture, r.optimizer, r.seed))
-        if twin is not None and r.status == twin.status == "completed":
+        if twin is None or r.test_accuracy is None or twin.test_accuracy is None:
+            continue
+        if r.status == twin.status == "completed":
             found.setdefault((r.architecture, r.optimizer), {})[r.seed] = r, twin
     return found
 
 
-def _differences(numbers: Numbers, pairs: _Pairs, names: str) -> Table:
+def _differences(numbers: Numbers, pairs: _Pairs, other: str) -> Table:
     section = numbers.section
     seeds = sorted({seed for by_seed in pairs.values() for seed in by_seed})
     by_cell = [_difference(pairs, [a], [row]) for a, row in pairs]
@@ -47,7 +49,8 @@ def _differences(numbers: Numbers, pairs: _Pairs, names: str) -> Table:
         return Cell(MISSING) if gain is None else gain_cell(gain, usual)
 
     return Table(
-        f"Difference in {section.evaluation} accuracy by seed (percentage points), {names}: "
+        f"Difference in {section.evaluation} accuracy by seed (percentage points), "
+        f"{section.protocol} − {other}: "
         f"seed{'s' if len(seeds) > 1 else ''} {ranges(seeds)}",
         "Cells: mean of the differences between runs of the same seed (its 95 % t-interval); "
         f"n = {usual} pairs unless a cell says otherwise. Under {ALL!r} stands each seed's mean "
@@ -59,7 +62,7 @@ def _differences(numbers: Numbers, pairs: _Pairs, names: str) -> Table:
     )
 
 
-def _times(numbers: Numbers, pairs: _Pairs, names: str) -> Table:
+def _times(numbers: Numbers, pairs: _Pairs, other: str) -> Table:
     def cell(architectures: Sequence[str], rows: Sequence[str]) -> Cell:
         ratios = [
             one / other
@@ -73,7 +76,7 @@ def _times(numbers: Numbers, pairs: _Pairs, names: str) -> Table:
         return Cell(f"{number(middle, 2)}×", middle)
 
     return Table(
-        f"Training time, {names}",
+        f"Training time, {numbers.section.protocol} / {other}",
         "Cells: median of the ratios between runs of the same seed. A run's time is taken over "
         "that of a fixed piece of fp32 work timed before and after it.",
         "optimizer",
