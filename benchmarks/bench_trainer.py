@@ -21,7 +21,7 @@ flatbench's steps run in processes of their own, set up as the engine's workers 
   time and over the rate that a large convolution or matrix product of the same precision reaches in
   the same turns;
 - compiled_speedup, with --compile: the time of a step over that through torch.compile, and
-  compile_seconds, what it takes until the first two such steps are done.
+  compile_seconds, from the start of its process to the end of its first two steps.
 
 Alone on the machine: ``pytest benchmarks/bench_trainer.py``. Beside a running grid it is skipped.
 """

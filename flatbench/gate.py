@@ -40,6 +40,7 @@ from flatbench.verdict import Outcome, Verdict
 LEVEL = 0.999
 PAIR_LEVEL = 0.99
 MINIMUM_SEEDS = 10
+REFERENCE_STDS = 3.0  # below a published mean
 MEASURES = ("test_accuracy", "sam_sharpness")
 
 _LEVEL = Check(lambda x: 0.5 < x < 1, "a number between 0.5 and 1")
@@ -186,9 +187,6 @@ def derive(
         cells={key: _cell(cell, level, measures) for key, cell in by_cell.items()},
         pairs=dict(_pairs(section, by_cell, pair_level, grid_seeds)),
     )
-
-
-REFERENCE_STDS = 3.0
 
 
 def from_reference(protocol: Protocol) -> Thresholds:
@@ -466,7 +464,7 @@ def _typical(bound: Bound) -> str:
 def _basis(n: int, thresholds: Thresholds, level: float | None = None) -> str:
     level = thresholds.level if level is None else level
     source = f"commit {thresholds.commit}" if thresholds.seeds else thresholds.commit
-    return f"{n} seeds, level {level:.3g}, {plain(source)}"
+    return f"{n} seeds, level {level:g}, {plain(source)}"
 
 
 def _shown(value: float) -> str:

@@ -56,7 +56,7 @@ _NAME_ALLOWED = "lower-case letters, digits and any of . + _ - after the first"
 
 # Of a key that came after the first published results: it has no part in the hashes while it is at
 # its default, so that those results stay valid.
-_YOUNGER = {"unhashed at its default": True}
+_YOUNGER = {"younger": True}
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,7 @@ def _content(part: Any) -> dict[str, Any]:
     return {
         f.name: value
         for f in dataclasses.fields(part)
-        if (value := getattr(part, f.name)) != f.default or not f.metadata
+        if (value := getattr(part, f.name)) != f.default or not f.metadata.get("younger")
     }
 
 
