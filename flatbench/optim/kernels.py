@@ -308,3 +308,9 @@ def restore_and_step(
             _restore_chunk(row, start, left, BLOCK, True)
         else:
             _restore_chunk(row, start, left, BLOCK, False)
+
+
+@triton.jit
+def trial(out):
+    """Writes a 1: launched once a process, to see whether kernels can be launched at all."""
+    tl.store(out, 1.0)
