@@ -26,8 +26,6 @@ BLOCK = 2048  # elements of a chunk
 PARTIALS = 1024  # programs of a sum at most: of the norm, which later programs fold, or a check
 # Contraction off: see `kernels`. Sizes fixed: autotuning would run in-place kernels many times.
 LAUNCH: dict[str, Any] = {"num_warps": 8, "enable_fp_fusion": False}
-# Left to itself, triton 3.6's assembler takes 64 registers here and spills.
-LAUNCH_STEP: dict[str, Any] = {**LAUNCH, "maxnreg": 96}
 
 _requires_grad, _dtype = attrgetter("requires_grad"), attrgetter("dtype")
 _NO_STATE: dict[str, Any] = {}
@@ -146,7 +144,7 @@ class FusedStep:
             tables.chunks, tables.tensors, self._first_pointers, pointers, tables.settings,
             tables.schedule, tables.counters, found_inf, skipped_steps, n_chunks,
             GRAD=tables.descent.kind, ADAM=self._adam, MOMENTS=tables.moments, BLOCK=BLOCK,
-            **LAUNCH_STEP,
+            **LAUNCH,
         )  # fmt: skip
         self.launches["restore_and_step"] += 1
 

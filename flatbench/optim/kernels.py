@@ -367,17 +367,18 @@ def restore_and_step(
     start. The first ``num_programs - n_chunks`` of them check the gradients and give a verdict
     each; the others wait for all verdicts, then step a chunk each. A checker never waits, and it
     has started before any stepper does, so the wait ends, in whatever order the programs start and
-    however few of them fit the device at once.
+    however few of them fit the device at once. A counter holds all that is passed on, so its
+    atomics need no ordering with other memory.
     """
-    ticket = tl.atomic_add(counters + TICKETS, 1)
+    ticket = tl.atomic_add(counters + TICKETS, 1, sem="relaxed")
     checkers = tl.num_programs(0) - n_chunks
     if ticket < checkers:
         finite = _finite(chunks, tensors, gradients, ticket, checkers, n_chunks, GRAD, BLOCK)
-        tl.atomic_add(counters + VERDICTS, tl.where(finite, 1, 1 + BAD))
+        tl.atomic_add(counters + VERDICTS, tl.where(finite, 1, 1 + BAD), sem="relaxed")
     else:
-        verdicts = tl.atomic_add(counters + VERDICTS, 0)
+        verdicts = tl.atomic_add(counters + VERDICTS, 0, sem="relaxed")
         while verdicts % BAD < checkers:
-            verdicts = tl.atomic_add(counters + VERDICTS, 0)
+            verdicts = tl.atomic_add(counters + VERDICTS, 0, sem="relaxed")
         # The first stepper writes found_inf while others read it: to them it says nothing new.
         skip = (verdicts >= BAD) | (tl.load(found_inf) != 0.0)
         index = ticket - checkers
