@@ -427,12 +427,63 @@ def test_gradient_that_is_not_finite_skips_the_step(base, bad, warm):
     assert optimizer.skipped_steps.item() == 1
 
 
-def test_found_inf_may_be_set_for_a_bad_second_gradient():
+@every_base
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_second_gradient_that_is_not_finite_skips_the_step(base, bad, warm):
+    kind, kwargs = BASES[base]
+    torch.manual_seed(0)
+    start = torch.randn(4)
+    w, v = (nn.Parameter(start.clone()) for _ in range(2))
+    optimizer, check = (SAM([p], kind, rho=0.1, **kwargs) for p in (w, v))
+
+    def step(p, optimizer, second):
+        p.grad = torch.ones(4)
+        optimizer.first_step()
+        p.grad = second.clone()
+        optimizer.second_step()
+
+    if warm:
+        step(w, optimizer, torch.ones(4))
+        step(v, check, torch.ones(4))
+    before = w.detach().clone()
+    step(w, optimizer, torch.tensor([1.0, bad, 0.0, 2.0]))
+    assert_bitwise(w.detach(), before)
+    assert (optimizer.found_inf.item(), optimizer.skipped_steps.item()) == (1.0, 1)
+    # Afterwards all goes on as if the bad step had not been: momentum and step count too.
+    step(w, optimizer, torch.ones(4))
+    step(v, check, torch.ones(4))
+    assert_bitwise(w.detach(), v.detach())
+    assert (optimizer.found_inf.item(), optimizer.skipped_steps.item()) == (0.0, 1)
+
+
+def test_a_second_gradient_whose_norm_overflows_is_stepped_with():
+    w, empty = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(0))
+    optimizer = SAM([w, empty], torch.optim.SGD, lr=2**-100)
+    w.grad, empty.grad = torch.ones(2), torch.ones(0)
+    optimizer.first_step()
+    w.grad = torch.full((2,), 3e38)
+    optimizer.second_step()
+    assert optimizer.skipped_steps.item() == 0
+    assert w.tolist() == (-torch.full((2,), 3e38) * 2**-100).tolist()
+
+
+def test_a_sparse_second_gradient_is_an_error():
+    w = nn.Parameter(torch.ones(2))
+    optimizer = SAM([w], torch.optim.SGD, lr=1.0)
+    w.grad = torch.ones(2)
+    optimizer.first_step()
+    w.grad = torch.ones(2).to_sparse()
+    with pytest.raises(RuntimeError, match="SAM does not take sparse gradients"):
+        optimizer.second_step()
+    assert w.tolist() == [1.0, 1.0]
+
+
+def test_found_inf_may_be_set_for_a_second_gradient_known_to_be_bad():
     w = nn.Parameter(torch.ones(2))
     optimizer = SAM([w], torch.optim.SGD, lr=1.0, momentum=0.9)
     w.grad = torch.ones(2)
     optimizer.first_step()
-    w.grad = torch.full((2,), math.inf)
     optimizer.found_inf.fill_(1)
     optimizer.second_step()
     assert w.tolist() == [1.0, 1.0]

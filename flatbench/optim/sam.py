@@ -323,7 +323,7 @@ class SAM(Optimizer):
 
     def _saved_copy(self, p: Tensor) -> Tensor:
         saved = self._saved.get(p)
-        if saved is None or saved.device != p.device or saved.dtype != p.dtype:
+        if saved is None or _form(saved) != _form(p):
             saved = self._saved[p] = torch.empty_like(p, requires_grad=False)
         return saved
 
@@ -403,6 +403,10 @@ class SAM(Optimizer):
                 f"{what} between first_step and second_step: the weights are perturbed now; "
                 "call second_step (or restore) first"
             )
+
+
+def _form(t: Tensor) -> tuple[object, ...]:
+    return t.device, t.dtype, t.shape, t.stride()
 
 
 @functools.cache  # once a process and reason
