@@ -244,16 +244,22 @@ def prepare(case: Case, dataset: data.DataSet, *, compiled: bool = False) -> Run
     )
     run.step = functools.partial(_step, run)
     if where.type == "cuda":
-        run.step = graph.graphed(
-            run.step,
-            settings.training.batch_size,
-            where,
-            generators=[run.crops],
-            snapshot=functools.partial(_snapshot, run),
-            after_capture=functools.partial(_after_capture, run.optimizer),
-            on_time=functools.partial(_count_capture, run),
-        )
+        run.step = _graphed(run)
     return run
+
+
+def _graphed(run: Run, capture: graph.Capture = graph.capture_cuda_graph) -> graph.Step:
+    """Return the run's step as one that replays a graph once it is warm."""
+    return graph.graphed(
+        run.step,
+        run.case.protocol.training.batch_size,
+        run.where,
+        generators=[run.crops],
+        snapshot=functools.partial(_snapshot, run),
+        capture=capture,
+        after_capture=functools.partial(_after_capture, run),
+        on_time=functools.partial(_count_capture, run),
+    )
 
 
 def build_model(case: Case, dataset: data.DataSet) -> nn.Module:
@@ -303,9 +309,9 @@ def _on_cpu(value: Any) -> Any:
     return value
 
 
-def _after_capture(optimizer: torch.optim.Optimizer) -> None:
-    if isinstance(optimizer, SAM):
-        optimizer.sync_hyperparameters()  # also writes where the graph's gradients are
+def _after_capture(run: Run) -> None:
+    if isinstance(run.optimizer, SAM):
+        run.optimizer.sync_hyperparameters()  # and where the graph's gradients are
 
 
 def _count_capture(run: Run, seconds: float) -> None:

@@ -382,13 +382,7 @@ def test_a_run_goes_on_as_if_a_failed_capture_had_not_been(
 
     def prepare_graphed(*arguments, **options):
         run = prepare(*arguments, **options)
-        run.step = graph.graphed(
-            run.step,
-            case.protocol.training.batch_size,
-            torch.device("cpu"),
-            snapshot=lambda: trainer._snapshot(run),
-            capture=fail_half_way,
-        )
+        run.step = trainer._graphed(run, fail_half_way)
         return run
 
     monkeypatch.setattr(trainer, "prepare", prepare_graphed)

@@ -5,7 +5,6 @@ Checkpoints have a file of their own.
 
 import contextlib
 import dataclasses
-import functools
 import gc
 import json
 import math
@@ -724,16 +723,9 @@ def graphed_on_the_cpu(
         parts.append(weakref.ref(replay))
         return replay
 
-    def prepare_graphed(run: Case, *arguments: Any, **options: Any) -> trainer.Run:
-        prepared = prepare(run, *arguments, **options)
-        prepared.step = graph.graphed(
-            prepared.step,
-            run.protocol.training.batch_size,
-            prepared.where,
-            snapshot=functools.partial(trainer._snapshot, prepared),
-            capture=capture,
-            on_time=functools.partial(trainer._count_capture, prepared),
-        )
+    def prepare_graphed(*arguments: Any, **options: Any) -> trainer.Run:
+        prepared = prepare(*arguments, **options)
+        prepared.step = trainer._graphed(prepared, capture)
         parts.extend([weakref.ref(prepared), weakref.ref(prepared.model)])
         return prepared
 
@@ -763,6 +755,29 @@ def test_nothing_of_a_run_is_left_without_the_garbage_collector(
         gc.enable()
     assert len(parts) >= 5  # two models, two runs, and a graph
     assert alive == []
+
+
+def test_sam_is_told_once_that_its_step_was_captured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the capture and its first replay."""
+    told: list[str] = []
+    real, sync = SAM.first_step, SAM.sync_hyperparameters
+
+    def first_step(self: SAM, zero_grad: bool = False) -> None:
+        told.append("step")
+        real(self, zero_grad)
+
+    def watch_sync(self: SAM) -> None:
+        told.append("sync")
+        sync(self)
+
+    monkeypatch.setattr(SAM, "first_step", first_step)
+    monkeypatch.setattr(SAM, "sync_hyperparameters", watch_sync)
+    graphed_on_the_cpu(monkeypatch)
+    trainer.train(case(tmp_path, "sgd+sam"))
+    # two steps to be warm, then the replays (which the stand-in makes steps) and smaller batches
+    assert told == ["step", "step", "sync", *["step"] * 6]
 
 
 @pytest.mark.parametrize("row", ["sgd", "sgd+sam"])
@@ -845,12 +860,16 @@ def test_epochs_are_timed_without_compilation_and_capture(
 def test_a_run_meets_only_kernels_that_the_warm_up_compiled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In both of its batch sizes, in a second case too, which compiles nothing at all."""
+    """In both of its batch sizes, in a second case too, which compiles nothing at all.
+
+    No kernel is for any size: which sizes met it first would then decide how a run rounds.
+    """
     real, counts = torch.compile, []
     torch._dynamo.reset()
 
-    def backend(graph_module: Any, _: Any) -> Any:
+    def backend(graph_module: Any, inputs: list[Any]) -> Any:
         counts.append(1)
+        assert not any(isinstance(size, torch.SymInt) for size in inputs)
         return graph_module.forward
 
     def compile_and_count(model: nn.Module, **options: Any) -> nn.Module:
