@@ -1,0 +1,62 @@
+"""Whether Triton kernels can be launched on a device, found out once a process."""
+
+import functools
+import importlib.util
+import os
+import shutil
+import subprocess
+
+import torch
+
+COMPILERS = ("gcc", "clang")  # in Triton's own order; the variable CC comes before both
+
+
+def c_compiler() -> str | None:
+    """Return the C compiler that Triton would build its launcher with, or None."""
+    named = os.environ.get("CC")
+    if named is not None:
+        return shutil.which(named)
+    return next(filter(None, map(shutil.which, COMPILERS)), None)
+
+
+def why_not_fused(device: torch.device) -> str | None:
+    """Return in one line why the fused step can't run on a device, or None if it can.
+
+    On a CUDA device a small kernel is compiled and launched, since that alone shows whether a
+    compiler, a driver library and a code generator for this card are there. The answer is kept.
+    Under ``TRITON_INTERPRET=1`` the kernels run on the CPU, without compiler or driver.
+    """
+    if importlib.util.find_spec("triton") is None:
+        return "it needs the package triton"
+    return _why_no_launch(device)
+
+
+@functools.cache
+def _why_no_launch(device: torch.device) -> str | None:
+    from triton.errors import TritonError
+    from triton.runtime import JITFunction
+
+    from . import kernels
+
+    compiled = isinstance(kernels.trial, JITFunction)
+    if compiled and device.type != "cuda":
+        return f"parameters must be on a CUDA device, got {device} (or set TRITON_INTERPRET=1)"
+    if not compiled:
+        on_cpu = device.type == "cpu"
+        return (
+            None
+            if on_cpu
+            else f"under TRITON_INTERPRET=1 parameters must be on the CPU, got {device}"
+        )
+    if c_compiler() is None:
+        return f"no C compiler is found ({', '.join(COMPILERS)}, or set CC)"
+    # What the attempt raises is Triton's choice: an assertion without libcuda, the compiler's
+    # exit status, an ImportError of the launcher it built, a driver's refusal.
+    failures = (AssertionError, ImportError, OSError, RuntimeError, TritonError)
+    try:
+        with torch.cuda.device(device):
+            kernels.trial[(1,)](torch.zeros(1, device=device))
+    except (*failures, subprocess.SubprocessError) as error:
+        reason = " ".join(str(error).split()) or "no message"
+        return f"a trial kernel does not launch: {type(error).__name__}: {reason}"
+    return None
