@@ -152,8 +152,9 @@ def graphed(
         except RuntimeError as error:
             undo()
             failed = True
-            reason = str(_first(error)).splitlines()[0]
-            warnings.warn(f"no CUDA graph, the steps run one by one: {reason}", RuntimeWarning, 2)
+            warnings.warn(
+                f"no CUDA graph, the steps run one by one: {_reason(error)}", RuntimeWarning, 2
+            )
         else:
             after_capture()
         synchronise(where)
@@ -163,11 +164,11 @@ def graphed(
     return call
 
 
-def _first(error: BaseException) -> BaseException:
-    """Return the error that led to this one: the end of a broken capture raises its own."""
-    while error.__context__ is not None:
+def _reason(error: BaseException) -> str:
+    """Return one line of what broke the capture; its end raises an error of its own after that."""
+    while isinstance(error.__context__, RuntimeError):
         error = error.__context__
-    return error
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _on_stream(side: torch.cuda.Stream, step: Step, batch: Tensor) -> Tensor:

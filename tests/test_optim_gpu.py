@@ -252,6 +252,7 @@ class Captured:
     def capture(self):
         with torch.cuda.graph(self.graph):
             self.step()
+        self.sam.sync_hyperparameters()
 
 
 def batches(n):

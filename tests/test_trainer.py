@@ -654,6 +654,24 @@ def test_a_step_that_sam_skipped_is_divergence(
     assert len(record.history) == 1
 
 
+def test_a_second_gradient_that_is_not_finite_is_divergence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare, passes = trainer.prepare, iter(range(1000))
+
+    def prepare_with_hook(*arguments: Any, **options: Any) -> trainer.Run:
+        run = prepare(*arguments, **options)
+        last = list(run.model.parameters())[-1]
+        # the ninth and tenth backward passes are the first step's of epoch 2
+        last.register_hook(lambda g: g * math.nan if next(passes) == 9 else g)
+        return run
+
+    monkeypatch.setattr(trainer, "prepare", prepare_with_hook)
+    record = trainer.train(case(tmp_path, "sgd+sam"))
+    assert record.reason == "diverged in epoch 2 of 2: a gradient is not finite"
+    assert len(record.history) == 1
+
+
 def test_steps_skipped_before_an_epoch_are_not_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
