@@ -67,10 +67,10 @@ def optimizer_step(
         optimizer.first_step()
         optimizer.second_step()
 
-    return (captured(step) if graph else step), optimizer
+    return (captured(step, optimizer) if graph else step), optimizer
 
 
-def captured(step: Step) -> Step:
+def captured(step: Step, optimizer: PerTensorSAM | SAM) -> Step:
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -80,6 +80,8 @@ def captured(step: Step) -> Step:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
+    if isinstance(optimizer, SAM):
+        optimizer.sync_hyperparameters()
     return graph.replay
 
 

@@ -141,9 +141,10 @@ class Seat:
 
 
 def _work(connection: Connection, seat: Seat) -> None:
-    where = torch.device(seat.where)
+    where = device.bind(torch.device(seat.where))
     device.keep_freed_memory()
     device.make_deterministic(where)
+    device.use_ieee_fp32(where)
     torch.set_num_threads(seat.threads)
     case = from_id(seat.case)
     step, run = flatbench_step(case, images_for(case, where, seat.data_dir), seat.compiled)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+from typing import Any
 
 import torch
 
@@ -31,11 +32,38 @@ def find(name: str) -> torch.device:
     return torch.device(name)
 
 
+def bind(where: torch.device) -> torch.device:
+    """Make a CUDA device this process's current one, and return it with its number.
+
+    It comes before anything else that is done there. CUDA initialises itself here, which some
+    calls take for granted (`torch.cuda.reset_peak_memory_stats`); and streams, graphs and kernel
+    launches act on the current device, whatever device their tensors are on. "cuda" is the first
+    one. A CPU needs nothing.
+    """
+    if where.type == "cuda":
+        where = torch.device("cuda", where.index or 0)
+        torch.cuda.set_device(where)
+    return where
+
+
+def use_ieee_fp32(where: torch.device) -> None:
+    """Make fp32 on CUDA mean IEEE fp32 in convolutions and matrix products. Process-wide.
+
+    torch's default for convolutions is TF32, with 10 bits of mantissa instead of 23. A run in bf16
+    is evaluated in fp32, so that this is for every run.
+    """
+    if where.type == "cuda":
+        # Not allow_tf32: torch raises where the old names and the new ones are both used.
+        backends: Any = torch.backends
+        backends.cudnn.conv.fp32_precision = "ieee"
+        backends.cuda.matmul.fp32_precision = "ieee"
+
+
 def make_deterministic(device: torch.device) -> None:
     """Make the same seed give the same bits on one machine. Process-wide, so for workers only."""
     torch.set_num_threads(1)
     if device.type == "cuda":
-        # cuBLAS reads this when its first handle is made
+        # cuBLAS and torch read this once, at the first call of cuBLAS
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
     # without this every torch.empty would be filled, once a tensor and step

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 import time
 from pathlib import Path
@@ -36,8 +37,10 @@ def calibration_seconds(where: torch.device) -> float:
 
 
 def reset_peak_memory(where: torch.device) -> None:
-    """Begin a new measurement of `peak_memory`."""
+    """Begin a new measurement of `peak_memory`, without what an earlier run has left."""
+    gc.collect()  # an optimizer and its hooks refer to each other, and hold a model's memory
     if where.type == "cuda":
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(where)
     elif _CLEAR_REFS.exists():
         return_freed_memory()

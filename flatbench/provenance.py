@@ -76,6 +76,7 @@ def processor() -> str:
 def describe(device: torch.device, precision: str) -> dict[str, Any]:
     """Return the provenance of a run on this device in this process."""
     on_cuda = device.type == "cuda"
+    backends: Any = torch.backends
     return {
         "flatbench_version": flatbench.__version__,
         **code_version(),
@@ -91,8 +92,10 @@ def describe(device: torch.device, precision: str) -> dict[str, Any]:
         "driver": _driver() if on_cuda else None,
         "cuda": torch.version.cuda if on_cuda else None,
         "cudnn": _cudnn() if on_cuda else None,
-        "tf32": torch.backends.cuda.matmul.allow_tf32 if on_cuda else None,
         "precision": precision,
+        # of fp32 arithmetic, which runs in bf16 have too: their evaluation
+        "convolution_precision": backends.cudnn.conv.fp32_precision if on_cuda else None,
+        "matmul_precision": backends.cuda.matmul.fp32_precision if on_cuda else None,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "threads": torch.get_num_threads(),
     }

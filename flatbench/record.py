@@ -36,7 +36,8 @@ class Epoch:
     test_accuracy: Annotated[float, _PERCENT]
     sam_sharpness: Annotated[float, _AT_LEAST_ZERO]  # mean over the batches of rho * ||gradient||
     learning_rate: Annotated[float, _AT_LEAST_ZERO]  # of the epoch's first step
-    seconds: Annotated[float, _AT_LEAST_ZERO]  # training alone, without evaluation
+    # training alone, without evaluation, compilation, and the capture of a CUDA graph
+    seconds: Annotated[float, _AT_LEAST_ZERO]
     gradient_evaluations: Annotated[int, _NATURAL]  # of batches, in this epoch
 
 
@@ -101,7 +102,8 @@ class Record:
         for key in ("seconds", "calibration_seconds", "peak_memory"):
             del table[key]
         del table["history"]["seconds"]
-        table["provenance"].pop("resumed_after", None)  # asdict made a copy
+        for key in ("resumed_after", "warm_up_seconds", "capture_seconds"):
+            table["provenance"].pop(key, None)  # asdict made a copy
         return table
 
 

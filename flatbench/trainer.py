@@ -5,7 +5,6 @@ The host reads the device once an epoch: losses, hits and gradient norms accumul
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 import hashlib
@@ -38,7 +37,7 @@ CHECKPOINT_SHARE = 0.02  # of the time, at most, goes into writing checkpoints
 
 
 class Diverged(Exception):
-    """A loss or a gradient norm is not finite."""
+    """A loss or a gradient is not finite."""
 
 
 @dataclass
@@ -58,7 +57,10 @@ class Run:
     shuffle: torch.Generator
     crops: torch.Generator
     key: str
-    step: Callable[[Tensor], Tensor] = field(init=False)  # indices of a batch -> `_step`'s sums
+    # indices of a batch -> `_step`'s sums. It refers to the run: `_close` breaks this circle.
+    step: Callable[[Tensor], Tensor] = field(init=False)
+    warm_up_seconds: float = 0.0
+    capture_seconds: float = 0.0  # of its CUDA graph
     sharpness_history: dict[str, list[float | None]] = field(default_factory=dict)
     history: list[Epoch] = field(default_factory=list)
     resumed_after: list[int] = field(default_factory=list)  # epochs; a resumed run says so
@@ -80,7 +82,11 @@ def train(
     Within one machine, torch build and thread count the record depends on the case alone, bit for
     bit, timings aside. ``on_epoch(number, epoch)`` is called after each epoch, from 1.
 
-    A loss or a gradient norm that is not finite ends the run as ``diverged``.
+    A loss or a gradient that is not finite ends the run as ``diverged``.
+
+    An epoch's ``seconds`` are those of its steps. Compiling and choosing kernels comes before them
+    (see `_warm_up`), and the capture of a CUDA graph is left out of them; provenance has both, as
+    ``warm_up_seconds`` and ``capture_seconds``.
 
     With ``checkpoints``, a file, the run can be killed at any moment and, with ``resume``, goes on
     from the last checkpoint of the same case, code and device to the same record. ``weights`` is
@@ -90,9 +96,29 @@ def train(
     Raises:
         UsageError: the device or the data set is not there.
     """
-    where = device.find(device_name)
+    where = device.bind(device.find(device_name))
+    device.use_ieee_fp32(where)
+    dataset = data.load(case.protocol.data, where, data_dir)
+    warm_up_seconds = 0.0
+    if _builds_kernels(where, compiled):
+        warm_up_seconds = _warm_up(case, dataset, compiled=compiled)
     meter.reset_peak_memory(where)
-    run = prepare(case, data.load(case.protocol.data, where, data_dir), compiled=compiled)
+    run = prepare(case, dataset, compiled=compiled)
+    run.warm_up_seconds = warm_up_seconds
+    try:
+        return _train(run, on_epoch, checkpoints, resume, weights)
+    finally:
+        _close(run)
+
+
+def _train(
+    run: Run,
+    on_epoch: Callable[[int, Epoch], None] | None,
+    checkpoints: Path | None,
+    resume: bool,
+    weights: Path | None,
+) -> Record:
+    case, where = run.case, run.where
     calibration = [meter.calibration_seconds(where)]
     if resume and checkpoints is not None:
         _resume(run, checkpoints)
@@ -121,6 +147,42 @@ def train(
     return _record(run, reason, statistics.mean(calibration))
 
 
+def _close(run: Run) -> None:
+    """End a run, so that its memory is free as soon as nobody holds it.
+
+    In the circle run -> step -> run it would wait for the garbage collector: the next run's peak
+    memory would count it, and a CUDA graph could be destroyed while another is captured.
+    """
+    del run.step
+
+
+def _builds_kernels(where: torch.device, compiled: bool) -> bool:
+    return compiled or where.type == "cuda"
+
+
+def _warm_up(case: Case, dataset: data.DataSet, *, compiled: bool) -> float:
+    """Compile and choose the kernels of a case's steps, and return the seconds that it took.
+
+    It takes steps with a twin of the run, which is then dropped. The run itself is prepared from
+    its seed afterwards, and knows nothing of it.
+    """
+    start = time.perf_counter()
+    twin = prepare(case, dataset, compiled=compiled)
+    try:
+        twin.model.train()
+        whole = case.protocol.training.batch_size
+        order = torch.arange(len(twin.labels), device=twin.where)
+        sizes = {len(batch) for batch in torch.split(order, whole) if len(batch) > 1}
+        for size in sorted(sizes, reverse=True):
+            # A second step, because the first one finds no momentum yet.
+            for _ in range(2):
+                twin.step(order[:size])
+        device.synchronise(twin.where)
+    finally:
+        _close(twin)
+    return time.perf_counter() - start
+
+
 def _state(run: Run) -> dict[str, Any]:
     """Return everything that the epochs to come depend on."""
     return {
@@ -140,15 +202,20 @@ def _resume(run: Run, path: Path) -> None:
     if state is None:
         return
     run.model.load_state_dict(state["model"])
-    run.optimizer.load_state_dict(state["optimizer"])
-    for group in run.optimizer.param_groups:
-        if isinstance(group["lr"], Tensor):
-            group["lr"] = group["lr"].to(run.where)
+    _load_optimizer(run, state["optimizer"])
     run.shuffle.set_state(state["shuffle"])
     run.crops.set_state(state["crops"])
     run.history = [Epoch(**epoch) for epoch in state["history"]]
     run.sharpness_history = state["sharpness_history"]
     run.resumed_after = [*state["resumed_after"], len(run.history)]
+
+
+def _load_optimizer(run: Run, state: dict[str, Any]) -> None:
+    """Load an optimizer's state from the CPU; torch moves all of it but the learning rate."""
+    run.optimizer.load_state_dict(state)
+    for group in run.optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"] = group["lr"].to(run.where)
 
 
 def prepare(case: Case, dataset: data.DataSet, *, compiled: bool = False) -> Run:
@@ -167,7 +234,8 @@ def prepare(case: Case, dataset: data.DataSet, *, compiled: bool = False) -> Run
         images=images if settings.data.augmentation == "none" else data.pad(images),
         labels=training_labels(case, dataset),
         model=model,
-        forward=torch.compile(model) if compiled else model,
+        # Not dynamic: each size of batch has kernels of its own, whatever was compiled before.
+        forward=torch.compile(model, dynamic=False) if compiled else model,
         optimizer=build_optimizer(case.row, model),
         precision=precision,
         shuffle=_stream(case.seed, "batches"),
@@ -176,14 +244,22 @@ def prepare(case: Case, dataset: data.DataSet, *, compiled: bool = False) -> Run
     )
     run.step = functools.partial(_step, run)
     if where.type == "cuda":
-        run.step = graph.graphed(
-            run.step,
-            settings.training.batch_size,
-            where,
-            generators=[run.crops],
-            snapshot=functools.partial(_snapshot, run),
-        )
+        run.step = _graphed(run)
     return run
+
+
+def _graphed(run: Run, capture: graph.Capture = graph.capture_cuda_graph) -> graph.Step:
+    """Return the run's step as one that replays a graph once it is warm."""
+    return graph.graphed(
+        run.step,
+        run.case.protocol.training.batch_size,
+        run.where,
+        generators=[run.crops],
+        snapshot=functools.partial(_snapshot, run),
+        capture=capture,
+        after_capture=functools.partial(_after_capture, run),
+        on_time=functools.partial(_count_capture, run),
+    )
 
 
 def build_model(case: Case, dataset: data.DataSet) -> nn.Module:
@@ -208,17 +284,38 @@ def training_labels(case: Case, dataset: data.DataSet) -> Tensor:
 
 
 def _snapshot(run: Run) -> Callable[[], None]:
-    """Keep the weights and the optimizer's state; return what puts them back."""
-    kept = copy.deepcopy((run.model.state_dict(), run.optimizer.state_dict()))
+    """Keep the weights and the optimizer's state, on the CPU; return what puts them back."""
+    weights = _on_cpu(run.model.state_dict())
+    state = _on_cpu(run.optimizer.state_dict())
 
     def put_back() -> None:
         if isinstance(run.optimizer, SAM):
             run.optimizer.restore()  # of what was saved a step ago: the next lines overwrite it
         run.optimizer.zero_grad()
-        run.model.load_state_dict(kept[0])
-        run.optimizer.load_state_dict(kept[1])
+        run.model.load_state_dict(weights)
+        _load_optimizer(run, state)
 
     return put_back
+
+
+def _on_cpu(value: Any) -> Any:
+    """Return a copy of a state in which every tensor is on the CPU."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _on_cpu(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_on_cpu(item) for item in value)
+    return value
+
+
+def _after_capture(run: Run) -> None:
+    if isinstance(run.optimizer, SAM):
+        run.optimizer.sync_hyperparameters()  # and where the graph's gradients are
+
+
+def _count_capture(run: Run, seconds: float) -> None:
+    run.capture_seconds += seconds
 
 
 def _stream(seed: int, purpose: str, where: torch.device | str = "cpu") -> torch.Generator:
@@ -277,7 +374,7 @@ def _epoch(run: Run, number: int) -> Epoch:
     """Train one epoch, counted from 1, and evaluate.
 
     Raises:
-        Diverged: a sum over the epoch, or the test loss, is not finite.
+        Diverged: a sum over the epoch, a gradient, or the test loss is not finite.
     """
     case, settings = run.case, run.case.protocol
     batches = list(
@@ -286,17 +383,21 @@ def _epoch(run: Run, number: int) -> Epoch:
     run.model.train()
     # mean loss times batch, hits, and gradient norms: on the device, read once below
     sums = torch.zeros(3, dtype=torch.float64, device=run.where)
+    skipped = _skipped_steps(run).clone()
     device.synchronise(run.where)
-    start = time.perf_counter()
+    captured, start = run.capture_seconds, time.perf_counter()
     for i, batch in enumerate(batches):
         _set_learning_rate(run.optimizer, learning_rate(case, number - 1 + i / len(batches)))
         sums += run.step(batch)
-    loss, hits, norms = sums.tolist()
-    seconds = time.perf_counter() - start
+    skipped = _skipped_steps(run) - skipped
+    loss, hits, norms, skips = torch.cat([sums, skipped.double().reshape(1)]).tolist()
+    seconds = time.perf_counter() - start - (run.capture_seconds - captured)
     if not math.isfinite(loss):
         raise Diverged("the training loss is not finite")
     if not math.isfinite(norms):
         raise Diverged("the gradient norm is not finite")
+    if skips:  # SAM has seen more gradients than the norm's: those of the second passes
+        raise Diverged("a gradient is not finite")
     test_loss, test_accuracy = evaluate(run.model, run.dataset, run.evaluated)
     if not math.isfinite(test_loss):
         raise Diverged("the test loss is not finite")
@@ -311,6 +412,13 @@ def _epoch(run: Run, number: int) -> Epoch:
         seconds=seconds,
         gradient_evaluations=len(batches) * (2 if case.row.is_sam else 1),
     )
+
+
+def _skipped_steps(run: Run) -> Tensor:
+    """Return how many steps SAM has skipped since it was made, 0-d, where the run is."""
+    if isinstance(run.optimizer, SAM):
+        return run.optimizer.skipped_steps
+    return torch.zeros((), dtype=torch.int64, device=run.where)
 
 
 def _set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
@@ -427,6 +535,8 @@ def _record(run: Run, reason: str | None, calibration: float) -> Record:
             "cell_hash": case.cell_hash(),
             "key": run.key,
             "resumed_after": run.resumed_after,
+            "warm_up_seconds": run.warm_up_seconds,
+            "capture_seconds": run.capture_seconds,
         },
         **final,
     )

@@ -1,7 +1,23 @@
 """What every test file shares."""
 
+import os
+from collections.abc import Iterator
+
 import hypothesis
+import pytest
+
+from tests.settings import put_back
 
 # A shared machine may stall for a second anywhere; and a failure must be the same one next time.
 hypothesis.settings.register_profile("flatbench", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("flatbench")
+
+# cuBLAS reads this at its first call, whichever test makes it.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+@pytest.fixture(autouse=True)
+def settings_put_back() -> Iterator[None]:
+    """No test leaves its arithmetic to the next."""
+    with put_back():
+        yield

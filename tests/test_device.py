@@ -4,14 +4,15 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from flatbench import device
 from flatbench.errors import UsageError
+from tests.settings import put_back, settings
 
 
 @pytest.fixture
@@ -64,20 +65,66 @@ def test_a_device_that_is_not_there_is_one_line(name: str, expected: str) -> Non
     assert str(caught.value) == expected
 
 
-@pytest.fixture
-def settings_put_back(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    # setting what is there already makes monkeypatch put it back
-    monkeypatch.setattr(torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
-    threads = torch.get_num_threads()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    filled = torch.utils.deterministic.fill_uninitialized_memory
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
-    torch.utils.deterministic.fill_uninitialized_memory = filled
+def test_settings_of_arithmetic_are_put_back() -> None:
+    """So that a test that makes its process deterministic does not do so to the next one."""
+    before = settings()
+    threads = torch.get_num_threads() + 1
+    with put_back():
+        torch.set_num_threads(threads)
+        torch.backends.cudnn.benchmark = True
+        device.make_deterministic(torch.device("cuda"))
+        device.use_ieee_fp32(torch.device("cuda"))
+        assert settings() != before
+    assert settings() == before
 
 
-@pytest.mark.usefixtures("settings_put_back")
+def test_cublas_is_told_before_any_test_calls_it() -> None:
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] in (":4096:8", ":16:8")
+
+
+@pytest.mark.parametrize(
+    ("name", "bound", "calls"),
+    [
+        ("cpu", "cpu", []),
+        ("cuda", "cuda:0", ["cuda:0"]),
+        ("cuda:0", "cuda:0", ["cuda:0"]),
+        ("cuda:1", "cuda:1", ["cuda:1"]),
+    ],
+)
+def test_a_gpu_becomes_the_current_one(
+    monkeypatch: pytest.MonkeyPatch, name: str, bound: str, calls: list[str]
+) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda where: seen.append(str(where)))
+    assert device.bind(torch.device(name)) == torch.device(bound)
+    assert seen == calls
+
+
+def precisions() -> tuple[str, str]:
+    backends: Any = torch.backends
+    return backends.cudnn.conv.fp32_precision, backends.cuda.matmul.fp32_precision
+
+
+def test_fp32_is_ieee_on_a_gpu() -> None:
+    before = precisions()
+    device.use_ieee_fp32(torch.device("cpu"))
+    assert precisions() == before
+    device.use_ieee_fp32(torch.device("cuda:1"))
+    assert precisions() == ("ieee", "ieee")
+
+
+@pytest.mark.gpu
+def test_a_convolution_in_ieee_fp32_is_exact_to_24_bits() -> None:
+    """Only a GPU has TF32, whose products of 10-bit mantissas are a thousand times as far off."""
+    where = device.bind(torch.device("cuda"))
+    device.use_ieee_fp32(where)
+    generator = torch.Generator().manual_seed(0)
+    x, w = (torch.randn(s, generator=generator) for s in ((8, 64, 16, 16), (64, 64, 3, 3)))
+    exact = torch.nn.functional.conv2d(x.double(), w.double())
+    found = torch.nn.functional.conv2d(x.to(where), w.to(where)).cpu().double()
+    assert (found - exact).norm() / exact.norm() < 1e-5  # TF32: about 3e-4
+
+
 def test_deterministic_on_a_cpu() -> None:
     torch.set_num_threads(2)
     device.make_deterministic(torch.device("cpu"))
@@ -87,7 +134,6 @@ def test_deterministic_on_a_cpu() -> None:
     assert not torch.is_deterministic_algorithms_warn_only_enabled()
 
 
-@pytest.mark.usefixtures("settings_put_back")
 def test_deterministic_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     torch.backends.cudnn.benchmark = True

@@ -1,12 +1,17 @@
 """When steps are captured and replayed; here by a stand-in, in the ``gpu`` tests for real."""
 
+import copy
+import time
+import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
-from flatbench import graph, trainer
+from flatbench import data, engine, graph, trainer
 from flatbench.cases import grid
 from flatbench.device import make_deterministic
 from flatbench.protocol import load
@@ -27,7 +32,7 @@ class Recorder:
         self.stepped.append(batch.tolist())
         return batch.sum()
 
-    def capture(self, step, batch: Tensor, generators):
+    def capture(self, step, batch: Tensor, generators, stream):
         def replay() -> Tensor:
             self.replayed.append(batch.tolist())
             return batch.sum()
@@ -40,18 +45,24 @@ class Recorder:
 
         return undo
 
-    def graphed(self, capture=None):
+    def graphed(self, capture=None, where="cpu", **options):
         return graph.graphed(
             self.step,
             SIZE,
-            torch.device("cpu"),
+            torch.device(where),
             snapshot=self.snapshot,
             capture=capture or self.capture,
+            **options,
         )
 
 
 def batches(count: int) -> list[Tensor]:
     return list(torch.arange(count * SIZE).split(SIZE))
+
+
+def take(step, count: int) -> None:
+    for batch in batches(count):
+        step(batch)
 
 
 def test_the_first_steps_are_taken_as_they_are_and_the_others_replayed() -> None:
@@ -78,7 +89,7 @@ def test_a_smaller_batch_is_never_replayed() -> None:
 def test_a_failed_capture_warns_once_and_undoes_its_half_step() -> None:
     recorder = Recorder()
 
-    def fail(step, batch, generators):
+    def fail(step, batch, generators, stream):
         step(batch)
         raise RuntimeError("operation not permitted when stream is capturing\nmore lines")
 
@@ -97,6 +108,258 @@ def test_a_failed_capture_warns_once_and_undoes_its_half_step() -> None:
     assert recorder.stepped[graph.WARM_UP_STEPS] == recorder.stepped[graph.WARM_UP_STEPS + 1]
 
 
+def test_what_follows_a_capture_comes_once_and_before_the_first_replay() -> None:
+    told: list[str] = []
+
+    def capture(step, batch, generators, stream):
+        told.append("capture")
+
+        def replay() -> Tensor:
+            told.append("replay")
+            return batch.sum()
+
+        return replay
+
+    step = Recorder().graphed(capture, after_capture=lambda: told.append("after capture"))
+    take(step, graph.WARM_UP_STEPS + 2)
+    assert told == ["capture", "after capture", "replay", "replay"]
+
+
+def test_nothing_follows_a_capture_that_failed() -> None:
+    told: list[str] = []
+
+    def fail(step, batch, generators, stream):
+        raise RuntimeError("no")
+
+    step = Recorder().graphed(fail, after_capture=lambda: told.append("after capture"))
+    with pytest.warns(RuntimeWarning, match="no CUDA graph"):
+        take(step, graph.WARM_UP_STEPS + 2)
+    assert told == []
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.filterwarnings("ignore:no CUDA graph")
+def test_a_capture_s_time_is_told_once(fails: bool) -> None:
+    def slow(step, batch, generators, stream):
+        time.sleep(0.05)
+        if fails:
+            raise RuntimeError("no")
+        return batch.sum
+
+    seconds: list[float] = []
+    step = Recorder().graphed(slow, on_time=seconds.append)
+    take(step, graph.WARM_UP_STEPS + 3)
+    assert len(seconds) == 1
+    assert 0.05 <= seconds[0] < 5
+
+
+@pytest.mark.filterwarnings("ignore:no CUDA graph")
+def test_the_warning_gives_the_first_error_s_reason() -> None:
+    """The end of a broken capture raises too, and says less."""
+
+    def fail(step, batch, generators, stream):
+        try:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    step = Recorder().graphed(fail)
+    with pytest.warns(RuntimeWarning, match="operation not permitted when stream is capturing"):
+        take(step, graph.WARM_UP_STEPS + 1)
+
+
+# --- what is asked of CUDA, by fakes
+
+GPU = torch.device("cuda:1")
+
+
+class Stream:
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.waited_for: list[Stream] = []
+
+    def wait_stream(self, other: "Stream") -> None:
+        self.waited_for.append(other)
+
+
+class Generator:
+    """A random generator whose state is an object, in capture mode or not."""
+
+    def __init__(self, device: torch.device = GPU, value: int = 0) -> None:
+        self.device = device
+        self.state = {"value": torch.tensor(value), "capturing": False}
+
+    def get_state(self) -> Tensor:
+        return self.state["value"].clone()
+
+    def set_state(self, value: Tensor) -> None:
+        assert not self.state["capturing"], "set_state does not end a capture"
+        self.state["value"] = value
+
+    def graphsafe_set_state(self, other: "Generator") -> None:
+        self.state = other.state
+
+
+class Cuda:
+    """The part of torch.cuda that a capture needs, with torch 2.11's ways of failing."""
+
+    def __init__(self, end_fails: bool = False) -> None:
+        self.end_fails = end_fails
+        self.current = self.first = Stream(GPU)
+        self.made: list[Stream] = []
+        self.used: list[Stream] = []
+        self.synchronised: list[torch.device] = []
+        self.default = Generator(value=5)
+        self.registered: list[Generator] = []
+        self.pools: set[str] = set()
+        self.ended: list[str] = []
+
+    def install(self, patch: pytest.MonkeyPatch) -> None:
+        cuda = self
+
+        class Graph:
+            def register_generator_state(self, generator: Generator) -> None:
+                warnings.warn("deprecated", FutureWarning, 2)
+                cuda.registered.append(generator)
+
+            def replay(self) -> None:
+                cuda.ended.append("replay")
+
+            def reset(self) -> None:
+                cuda.ended.append("reset")
+
+        @contextmanager
+        def capture(_: Graph, pool: str, stream: Stream):
+            cuda.current = stream
+            cuda.used.append(stream)
+            cuda.pools.add(pool)
+            generators = [cuda.default, *cuda.registered]
+            for generator in generators:
+                generator.state["capturing"] = True
+            try:
+                yield
+            finally:
+                if cuda.end_fails:
+                    raise RuntimeError("operation failed due to a previous error during capture")
+                for generator in generators:
+                    generator.state["capturing"] = False
+                cuda.pools.remove(pool)
+                cuda.current = cuda.first
+
+        @contextmanager
+        def on(stream: Stream):
+            cuda.used.append(stream)
+            before, cuda.current = cuda.current, stream
+            yield
+            cuda.current = before
+
+        def stream_on(device: torch.device) -> Stream:
+            cuda.made.append(Stream(device))
+            return cuda.made[-1]
+
+        def current_stream(device: torch.device) -> Stream:
+            assert device == GPU
+            return cuda.current
+
+        def end_allocation(index: int, pool: str) -> None:
+            assert index == GPU.index
+            if pool not in cuda.pools:
+                raise RuntimeError("not currently recording to this pool")
+            cuda.pools.remove(pool)
+
+        fakes = {
+            "CUDAGraph": Graph,
+            "graph": capture,
+            "graph_pool_handle": lambda: "pool",
+            "Stream": stream_on,
+            "stream": on,
+            "current_stream": current_stream,
+            "set_stream": lambda stream: setattr(cuda, "current", stream),
+            "synchronize": cuda.synchronised.append,
+            "default_generators": (None, cuda.default),
+        }
+        for name, fake in fakes.items():
+            patch.setattr(torch.cuda, name, fake)
+        patch.setattr(torch, "Generator", Generator)
+        patch.setattr(torch._C, "_cuda_endAllocateToPool", end_allocation, raising=False)
+        patch.setattr(torch._C, "_cuda_releasePool", lambda *_: None, raising=False)
+
+
+class Batch:
+    """Indices that say they are on the GPU."""
+
+    device = GPU
+
+
+def test_warm_up_and_capture_share_one_stream_of_the_run_s_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cuda, seen = Cuda(), []
+    cuda.install(monkeypatch)
+    recorder = Recorder()
+
+    def capture(step, batch, generators, stream):
+        seen.append(stream)
+        return recorder.capture(step, batch, generators, stream)
+
+    step = recorder.graphed(capture, where=GPU)
+    take(step, graph.WARM_UP_STEPS + 2)
+    (side,) = cuda.made
+    assert side.device == GPU
+    assert cuda.used == [side] * graph.WARM_UP_STEPS
+    assert seen == [side]
+    assert set(cuda.synchronised) == {GPU}
+    # each of the two waits for the other's part
+    assert side.waited_for == [cuda.first] * graph.WARM_UP_STEPS
+    assert cuda.first.waited_for == [side] * graph.WARM_UP_STEPS
+
+
+def test_a_capture_is_on_the_stream_that_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda, side = Cuda(), Stream(GPU)
+    cuda.install(monkeypatch)
+    replay = graph.capture_cuda_graph(lambda batch: "sums", Batch(), [], side)
+    assert replay() == "sums"
+    assert cuda.used == [side]
+    assert cuda.ended == ["replay"]
+    assert cuda.current is cuda.first
+
+
+@pytest.mark.parametrize("end_fails", [False, True])
+def test_a_failed_capture_leaves_stream_allocator_and_generators_as_they_were(
+    monkeypatch: pytest.MonkeyPatch, end_fails: bool
+) -> None:
+    cuda, crops = Cuda(end_fails), Generator(value=3)
+    cuda.install(monkeypatch)
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.11.0"))
+
+    def step(batch):
+        crops.state["value"] += 1  # half a step has drawn
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    with pytest.raises(RuntimeError):
+        graph.capture_cuda_graph(step, Batch(), [crops], Stream(GPU))
+    assert cuda.current is cuda.first
+    assert cuda.pools == set()
+    for generator, value in ((crops, 3), (cuda.default, 5)):
+        assert not generator.state["capturing"]
+        assert generator.get_state() == value
+
+
+@pytest.mark.parametrize(("version", "times"), [("2.9.0", 1), ("2.13.0", 1), ("2.14.1+cu130", 0)])
+def test_generators_are_registered_where_torch_needs_it_and_nobody_is_warned(
+    monkeypatch: pytest.MonkeyPatch, recwarn, version: str, times: int
+) -> None:
+    cuda, crops = Cuda(), Generator()
+    cuda.install(monkeypatch)
+    monkeypatch.setattr(torch, "__version__", TorchVersion(version))
+    graph.capture_cuda_graph(lambda batch: None, Batch(), [crops], Stream(GPU))
+    assert cuda.registered == [crops] * times
+    assert not recwarn.list
+
+
+# --- a whole run
+
+
 @pytest.mark.parametrize("row", ["adam+sam", "sgd"])
 def test_a_run_goes_on_as_if_a_failed_capture_had_not_been(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: str
@@ -107,7 +370,7 @@ def test_a_run_goes_on_as_if_a_failed_capture_had_not_been(
     (case,) = grid(load(str(path)), optimizers=[row], seeds=[0])
     plain = trainer.train(case)
 
-    def fail_half_way(step, batch: Tensor, generators):
+    def fail_half_way(step, batch: Tensor, generators, stream):
         run = step.args[0]
         loss, _ = trainer._loss(run, run.dataset.normalise(run.images[batch]), run.labels[batch])
         loss.backward()
@@ -119,13 +382,7 @@ def test_a_run_goes_on_as_if_a_failed_capture_had_not_been(
 
     def prepare_graphed(*arguments, **options):
         run = prepare(*arguments, **options)
-        run.step = graph.graphed(
-            run.step,
-            case.protocol.training.batch_size,
-            torch.device("cpu"),
-            snapshot=lambda: trainer._snapshot(run),
-            capture=fail_half_way,
-        )
+        run.step = trainer._graphed(run, fail_half_way)
         return run
 
     monkeypatch.setattr(trainer, "prepare", prepare_graphed)
@@ -133,6 +390,40 @@ def test_a_run_goes_on_as_if_a_failed_capture_had_not_been(
         fallen_back = trainer.train(case)
     # the half step ran its forward pass in training mode, which moves BatchNorm: undone too
     assert fallen_back.without_timings() == plain.without_timings()
+
+
+def test_a_snapshot_is_kept_on_the_cpu_and_puts_everything_back(tmp_path: Path) -> None:
+    kept = trainer._on_cpu({"a": [torch.ones(2, 3).t(), 1], "b": (0.9, None)})
+    assert kept["a"][1] == 1
+    assert kept["b"] == (0.9, None)
+    assert kept["a"][0].stride() == (1, 3)  # channels_last stays so
+
+    path = tmp_path / "tiny.toml"
+    path.write_text(TINY)
+    (case,) = grid(load(str(path)), seeds=[0])
+    run = trainer.prepare(case, data.load(case.protocol.data))
+    (group,) = run.optimizer.param_groups
+    group["lr"] = torch.tensor(0.5)  # as on CUDA
+    run.step(torch.arange(32))
+    before = copy.deepcopy((run.model.state_dict(), run.optimizer.state_dict()))
+    moved: list[Tensor] = []
+    with pytest.MonkeyPatch.context() as patch:
+        to = Tensor.to
+
+        def watch(self: Tensor, *arguments, **options) -> Tensor:
+            if arguments == ("cpu",):
+                moved.append(self)
+            return to(self, *arguments, **options)
+
+        patch.setattr(Tensor, "to", watch)
+        put_back = trainer._snapshot(run)
+    # every tensor of the model and of Adam's state, and the learning rate
+    assert len(moved) == len(before[0]) + 3 * len(before[1]["state"]) + 1
+    run.step(torch.arange(32))
+    put_back()
+    after = run.model.state_dict(), run.optimizer.state_dict()
+    torch.testing.assert_close(after[0], before[0], rtol=0, atol=0)
+    torch.testing.assert_close(after[1], before[1], rtol=0, atol=0)
 
 
 @pytest.mark.gpu
@@ -187,3 +478,47 @@ def test_a_run_on_the_gpu_falls_back_on_nothing(tmp_path: Path, recwarn) -> None
     (case,) = grid(load(str(path)), seeds=[0])
     assert trainer.train(case, device_name="cuda").status == "completed"
     assert not [w for w in recwarn if "no CUDA graph" in str(w.message)]
+
+
+@pytest.mark.gpu
+def test_a_capture_that_breaks_falls_back_to_the_run_without_a_graph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only CUDA can break a capture: a wait for the device within it is not permitted."""
+    make_deterministic(torch.device("cuda"))
+    path = tmp_path / "tiny.toml"
+    path.write_text(TINY)
+    (case,) = grid(load(str(path)), seeds=[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(graph, "WARM_UP_STEPS", 10**9)
+        plain = trainer.train(case, device_name="cuda")
+    real = trainer._step
+
+    def waits_within_a_capture(run: trainer.Run, batch: Tensor) -> Tensor:
+        sums = real(run, batch)
+        if torch.cuda.is_current_stream_capturing():
+            torch.cuda.synchronize()
+        return sums
+
+    monkeypatch.setattr(trainer, "_step", waits_within_a_capture)
+    with pytest.warns(RuntimeWarning, match="no CUDA graph") as caught:
+        fallen_back = trainer.train(case, device_name="cuda")
+    assert len([w for w in caught if "no CUDA graph" in str(w.message)]) == 1
+    assert fallen_back.status == "completed"
+    assert fallen_back.without_timings() == plain.without_timings()
+    torch.cuda.empty_cache()  # which the allocator refuses while it takes a capture to be underway
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("place", ["cuda", "cuda:1"])
+def test_a_case_through_the_engine(tmp_path: Path, place: str) -> None:
+    """Only a worker process on a GPU makes CUDA's first call in the order that users meet."""
+    if place == "cuda:1" and torch.cuda.device_count() < 2:
+        pytest.skip("one CUDA device only")
+    path = tmp_path / "tiny.toml"
+    path.write_text(TINY)
+    (case,) = grid(load(str(path)), seeds=[0])
+    with engine.start([case], device=place, workers=1) as run:
+        record = run.futures[case.id].result()
+    assert (record.status, record.reason) == ("completed", None)
+    assert record.provenance["device_kind"] == "cuda"

@@ -252,6 +252,7 @@ class Captured:
     def capture(self):
         with torch.cuda.graph(self.graph):
             self.step()
+        self.sam.sync_hyperparameters()
 
 
 def batches(n):
@@ -263,25 +264,27 @@ def batches(n):
 
 
 @pytest.fixture
-def deterministic(monkeypatch):
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    benchmark = torch.backends.cudnn.benchmark
+def deterministic():
+    """What conftest's fixture puts back afterwards.
+
+    IEEE, because two runs whose convolutions round to TF32 part within a few steps, however
+    little their optimizers differ.
+    """
     torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.backends.cudnn.benchmark = benchmark
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
 
 
 @pytest.mark.parametrize("base", ["nesterov", "adam"])
 @pytest.mark.parametrize("lr", ["number", "tensor"])
 @pytest.mark.usefixtures("deterministic")
 def test_a_graph_of_the_whole_step_equals_the_same_steps_without_one(base, lr):
-    rates = [0.05, 0.02, 0.01, 0.005, 0.002]
+    rates = [0.01, 0.005, 0.002, 0.001, 0.0005]
     results = []
     for with_graph in (False, True):
         model = resnet(width=8)
-        rate = torch.tensor(0.05, device="cuda") if lr == "tensor" else 0.05
+        rate = torch.tensor(rates[0], device="cuda") if lr == "tensor" else rates[0]
         sam = optimizer(model, base, lr=rate, adaptive=True)
         data = list(batches(len(rates)))
         run_ = Captured(model, sam, *(t.clone() for t in data[0]))
@@ -311,7 +314,7 @@ def test_a_graph_of_the_fused_step_equals_eager():
     results = []
     for implementation in ("eager", "fused"):
         model = resnet(width=8)
-        sam = optimizer(model, implementation=implementation)
+        sam = optimizer(model, implementation=implementation, lr=0.01)
         data = list(batches(4))
         run_ = Captured(model, sam, *(t.clone() for t in data[0]))
         run_.warm_up(1)
@@ -321,8 +324,10 @@ def test_a_graph_of_the_fused_step_equals_eager():
             run_.x.copy_(x)
             run_.y.copy_(y)
             (run_.graph.replay if implementation == "fused" else run_.step)()
-        results.append(vector(model))
-    torch.testing.assert_close(results[1], results[0], rtol=1e-3, atol=1e-4)
+        results.append(model)
+    # Rounding alone parts such runs by 1e-7 to 4e-7, at this learning rate (at 0.1 by 2e-2). A
+    # step that is wrong by a thousandth of its length parts them by 3e-5.
+    assert relative_error(results[1], results[0]) < 1e-5
 
 
 @pytest.mark.usefixtures("deterministic")
@@ -330,7 +335,7 @@ def test_steps_outside_a_graph_and_replays_take_turns():
     results = []
     for with_graph in (False, True):
         model = resnet(width=8)
-        sam = optimizer(model)
+        sam = optimizer(model, lr=0.01)
         data = list(batches(6))
         run_ = Captured(model, sam, *(t.clone() for t in data[0]))
         run_.warm_up()

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -139,7 +140,8 @@ def test_what_a_run_on_a_cpu_says() -> None:
         "driver": None,
         "cuda": None,
         "cudnn": None,
-        "tf32": None,
+        "convolution_precision": None,
+        "matmul_precision": None,
     }
     assert {key: said[key] for key in expected} == expected
     assert set(said) == {*expected, "commit", "dirty", "cpu_capability"}
@@ -177,4 +179,10 @@ def test_what_a_run_on_a_gpu_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert (said["device_kind"], said["device"]) == ("cuda", "GPU cuda:1")
     assert said["driver"] == "555.42.06"
     assert said["cuda"] == torch.version.cuda
-    assert said["tf32"] is torch.backends.cuda.matmul.allow_tf32
+    backends: Any = torch.backends
+    assert said["convolution_precision"] == backends.cudnn.conv.fp32_precision
+    assert said["matmul_precision"] == backends.cuda.matmul.fp32_precision
+    backends.cudnn.conv.fp32_precision = "tf32"
+    backends.cuda.matmul.fp32_precision = "ieee"
+    said = provenance.describe(torch.device("cuda:1"), "fp32")
+    assert (said["convolution_precision"], said["matmul_precision"]) == ("tf32", "ieee")

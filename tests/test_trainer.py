@@ -3,9 +3,13 @@
 Checkpoints have a file of their own.
 """
 
+import contextlib
 import dataclasses
+import gc
 import json
 import math
+import time
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flatbench import data, models, trainer
+from flatbench import data, graph, models, trainer
 from flatbench.cases import Case, grid
 from flatbench.errors import UsageError
 from flatbench.optim import SAM
@@ -596,7 +600,7 @@ def test_a_run_that_diverges_is_recorded_so(
     assert record.status == "diverged"
     last = len(record.history) + 1
     assert record.reason is not None
-    assert record.reason.startswith(f"diverged in epoch {last} of 30: the ")
+    assert record.reason.startswith(f"diverged in epoch {last} of 30: ")
     assert record.reason.endswith(" is not finite")
     assert told == list(range(1, last))
     assert not weights.exists()
@@ -631,6 +635,279 @@ def test_a_test_loss_that_is_not_finite_is_divergence(
     record = trainer.train(case(tmp_path, "sgd"))
     assert record.reason == "diverged in epoch 2 of 2: the test loss is not finite"
     assert len(record.history) == 1
+
+
+def test_a_step_that_sam_skipped_is_divergence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Skipped for its second gradient, which neither the loss nor the first one's norm shows."""
+    real, steps = SAM.second_step, iter(range(100))
+
+    def second_step(self: SAM, zero_grad: bool = False) -> None:
+        if next(steps) == 5:  # the second of epoch 2
+            self.found_inf.fill_(1.0)
+        real(self, zero_grad)
+
+    monkeypatch.setattr(SAM, "second_step", second_step)
+    record = trainer.train(case(tmp_path, "sgd+sam"))
+    assert record.reason == "diverged in epoch 2 of 2: a gradient is not finite"
+    assert len(record.history) == 1
+
+
+def test_a_second_gradient_that_is_not_finite_is_divergence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare, passes = trainer.prepare, iter(range(1000))
+
+    def prepare_with_hook(*arguments: Any, **options: Any) -> trainer.Run:
+        run = prepare(*arguments, **options)
+        last = list(run.model.parameters())[-1]
+        # the ninth and tenth backward passes are the first step's of epoch 2
+        last.register_hook(lambda g: g * math.nan if next(passes) == 9 else g)
+        return run
+
+    monkeypatch.setattr(trainer, "prepare", prepare_with_hook)
+    record = trainer.train(case(tmp_path, "sgd+sam"))
+    assert record.reason == "diverged in epoch 2 of 2: a gradient is not finite"
+    assert len(record.history) == 1
+
+
+def test_steps_skipped_before_an_epoch_are_not_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare = trainer.prepare
+
+    def prepare_after_skips(*arguments: Any, **options: Any) -> trainer.Run:
+        run = prepare(*arguments, **options)
+        assert isinstance(run.optimizer, SAM)
+        run.optimizer.skipped_steps.fill_(3)
+        return run
+
+    monkeypatch.setattr(trainer, "prepare", prepare_after_skips)
+    assert trainer.train(case(tmp_path, "sgd+sam")).status == "completed"
+
+
+# --- the process, the clock and the memory
+
+
+class Reached(Exception):
+    pass
+
+
+def test_the_device_is_bound_before_anything_else_is_asked_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CUDA is not initialised before; an explicit device number is then an invalid one."""
+    bound: list[str] = []
+
+    def reset_peak_memory_stats(where: torch.device) -> None:
+        if bound != ["cuda:1"]:
+            raise RuntimeError("Invalid device argument")
+        assert str(where) == "cuda:1"
+
+    def load(settings: Data, where: torch.device, root: Path | None) -> str:
+        assert bound == [str(where)]
+        return "a data set"
+
+    def prepare(*arguments: Any, **options: Any) -> None:
+        raise Reached
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda where: bound.append(str(where)))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset_peak_memory_stats)
+    monkeypatch.setattr(data, "load", load)
+    monkeypatch.setattr(trainer, "_warm_up", lambda *_, **__: 0.0)
+    monkeypatch.setattr(trainer, "prepare", prepare)
+    with pytest.raises(Reached):
+        trainer.train(case(tmp_path, "sgd"), device_name="cuda:1")
+    backends: Any = torch.backends
+    assert backends.cudnn.conv.fp32_precision == "ieee"
+    assert backends.cuda.matmul.fp32_precision == "ieee"
+
+
+def graphed_on_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, seconds: float = 0.0
+) -> list[weakref.ref[Any]]:
+    """Make runs capture their steps by a stand-in; return what refers to the runs' parts."""
+    prepare, parts = trainer.prepare, []
+
+    def capture(step: Any, batch: Tensor, generators: Any, stream: Any) -> Any:
+        time.sleep(seconds)
+
+        def replay() -> Tensor:
+            return step(batch)
+
+        parts.append(weakref.ref(replay))
+        return replay
+
+    def prepare_graphed(*arguments: Any, **options: Any) -> trainer.Run:
+        prepared = prepare(*arguments, **options)
+        prepared.step = trainer._graphed(prepared, capture)
+        parts.extend([weakref.ref(prepared), weakref.ref(prepared.model)])
+        return prepared
+
+    monkeypatch.setattr(trainer, "prepare", prepare_graphed)
+    monkeypatch.setattr(graph, "WARM_UP_STEPS", 2)
+    return parts
+
+
+@pytest.mark.parametrize("row", ["sgd", "sgd+sam"])
+@pytest.mark.parametrize("raises", [False, True])
+def test_nothing_of_a_run_is_left_without_the_garbage_collector(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: str, raises: bool
+) -> None:
+    def on_epoch(number: int, _: Epoch) -> None:
+        if raises and number == 2:
+            raise Reached
+
+    monkeypatch.setattr(trainer, "_builds_kernels", lambda *_: True)  # a twin to be dropped too
+    parts = graphed_on_the_cpu(monkeypatch)
+    gc.collect()
+    gc.disable()
+    try:
+        with contextlib.suppress(Reached):
+            trainer.train(case(tmp_path, row), on_epoch=on_epoch)
+        alive = [part() for part in parts if part() is not None]
+    finally:
+        gc.enable()
+    assert len(parts) >= 5  # two models, two runs, and a graph
+    assert alive == []
+
+
+def test_sam_is_told_once_that_its_step_was_captured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the capture and its first replay."""
+    told: list[str] = []
+    real, sync = SAM.first_step, SAM.sync_hyperparameters
+
+    def first_step(self: SAM, zero_grad: bool = False) -> None:
+        told.append("step")
+        real(self, zero_grad)
+
+    def watch_sync(self: SAM) -> None:
+        told.append("sync")
+        sync(self)
+
+    monkeypatch.setattr(SAM, "first_step", first_step)
+    monkeypatch.setattr(SAM, "sync_hyperparameters", watch_sync)
+    graphed_on_the_cpu(monkeypatch)
+    trainer.train(case(tmp_path, "sgd+sam"))
+    # two steps to be warm, then the replays (which the stand-in makes steps) and smaller batches
+    assert told == ["step", "step", "sync", *["step"] * 6]
+
+
+@pytest.mark.parametrize("row", ["sgd", "sgd+sam"])
+def test_a_warm_up_changes_no_bit_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: str
+) -> None:
+    run = case(tmp_path, row, data={"name": "digits", "augmentation": "crop-flip"})
+    cold = trainer.train(run)
+    monkeypatch.setattr(trainer, "_builds_kernels", lambda *_: True)
+    warm = trainer.train(run)
+    assert warm.without_timings() == cold.without_timings()
+    assert cold.provenance["warm_up_seconds"] == 0
+    assert warm.provenance["warm_up_seconds"] > 0
+
+
+def test_peak_memory_is_reset_between_the_warm_up_and_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    prepare, reset = trainer.prepare, trainer.meter.reset_peak_memory
+
+    def watch_prepare(*arguments: Any, **options: Any) -> trainer.Run:
+        told.append("prepare")
+        return prepare(*arguments, **options)
+
+    def watch_reset(where: torch.device) -> None:
+        told.append("reset")
+        reset(where)
+
+    monkeypatch.setattr(trainer, "prepare", watch_prepare)
+    monkeypatch.setattr(trainer.meter, "reset_peak_memory", watch_reset)
+    monkeypatch.setattr(trainer, "_builds_kernels", lambda *_: True)
+    trainer.train(case(tmp_path, "sgd"))
+    assert told == ["prepare", "reset", "prepare"]
+
+
+def test_a_new_measurement_of_memory_begins_without_earlier_runs() -> None:
+    class Optimizer:
+        def __init__(self) -> None:
+            self.hook = self.step
+
+        def step(self) -> None: ...
+
+    gc.disable()
+    try:
+        left = weakref.ref(Optimizer())
+        assert left() is not None
+        trainer.meter.reset_peak_memory(torch.device("cpu"))
+        assert left() is None
+    finally:
+        gc.enable()
+
+
+COMPILATION = 0.3
+
+
+def test_epochs_are_timed_without_compilation_and_capture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: set[int] = set()
+
+    def compile_slowly(model: nn.Module, **options: Any) -> Any:
+        def forward(images: Tensor) -> Tensor:
+            if len(images) not in compiled:
+                compiled.add(len(images))
+                time.sleep(COMPILATION)
+            return model(images)
+
+        return forward
+
+    monkeypatch.setattr(torch, "compile", compile_slowly)
+    graphed_on_the_cpu(monkeypatch, seconds=COMPILATION)
+    record = trainer.train(case(tmp_path, "sgd"), compiled=True)
+    assert compiled == {64, 8}  # 200 images in batches of 64
+    assert record.provenance["warm_up_seconds"] > 2 * COMPILATION
+    assert COMPILATION < record.provenance["capture_seconds"] < 2 * COMPILATION
+    assert max(epoch.seconds for epoch in record.history) < COMPILATION
+
+
+def test_a_run_meets_only_kernels_that_the_warm_up_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In both of its batch sizes, in a second case too, which compiles nothing at all.
+
+    No kernel is for any size: which sizes met it first would then decide how a run rounds.
+    """
+    real, counts = torch.compile, []
+    torch._dynamo.reset()
+
+    def backend(graph_module: Any, inputs: list[Any]) -> Any:
+        counts.append(1)
+        assert not any(isinstance(size, torch.SymInt) for size in inputs)
+        return graph_module.forward
+
+    def compile_and_count(model: nn.Module, **options: Any) -> nn.Module:
+        return real(model, backend=backend, **options)
+
+    warm_up, after_warm_up = trainer._warm_up, []
+
+    def watch_warm_up(*arguments: Any, **options: Any) -> float:
+        seconds = warm_up(*arguments, **options)
+        after_warm_up.append(len(counts))
+        return seconds
+
+    monkeypatch.setattr(torch, "compile", compile_and_count)
+    monkeypatch.setattr(trainer, "_warm_up", watch_warm_up)
+    first, second = (
+        trainer.train(case(tmp_path, "sgd+sam", seed=seed), compiled=True) for seed in (0, 1)
+    )
+    assert first.status == second.status == "completed"
+    assert after_warm_up[0] > 0
+    assert {*after_warm_up, len(counts)} == {after_warm_up[0]}
 
 
 # --- precision, and what is not there
@@ -682,14 +959,14 @@ def test_a_compiled_run_trains_through_dynamo_to_the_same_record(
     """With dynamo's own graphs run by eager kernels: what it captures, BatchNorm's freeze too."""
     real, calls = torch.compile, []
 
-    def compile_without_a_compiler(model: nn.Module) -> nn.Module:
+    def compile_without_a_compiler(model: nn.Module, **options: Any) -> nn.Module:
         calls.append(model)
-        return real(model, backend="eager")
+        return real(model, backend="eager", **options)
 
     monkeypatch.setattr(torch, "compile", compile_without_a_compiler)
     sam = case(tmp_path, "sgd+sam")
     plain, compiled = trainer.train(sam), trainer.train(sam, compiled=True)
-    assert len(calls) == 1
+    assert len(calls) == 2  # a twin to warm up with, and the run
     assert (plain.provenance["compiled"], compiled.provenance["compiled"]) == (False, True)
     assert plain.provenance["key"] != compiled.provenance["key"]
     assert compiled.history[-1].train_loss == pytest.approx(plain.history[-1].train_loss, rel=1e-5)
