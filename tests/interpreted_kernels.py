@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from torch import nn
 
 from flatbench import models
-from flatbench.optim import SAM, fused
+from flatbench.optim import SAM, fused, tables
 
 # Overflow and NaN are among the cases; numpy, under the interpreter, warns of them.
 pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")
@@ -300,6 +300,47 @@ def test_norm_that_is_not_finite_makes_the_step_a_no_op(base, bad, warm):
     assert_bitwise([p.detach() for p in params], [p.detach() for p in twins])
 
 
+@every_base
+@pytest.mark.parametrize("where", ["first tensor", "last element"])
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+def test_a_second_gradient_that_is_not_finite_makes_the_step_a_no_op(base, bad, where):
+    """Of 5 chunks and 4 programs that check them, any may be the one that finds it."""
+    params = parameters((150,), (3,), (65,))
+    twins = clone(params)
+    sam, check = optimizer(params, base), optimizer(twins, base)
+    run(params, sam, 1)
+    run(twins, check, 1)
+    before = [p.detach().clone() for p in params]
+    set_gradients(params, torch.Generator())
+    sam.first_step()
+    assert sam.found_inf.item() == 0.0
+    set_gradients(params, torch.Generator())
+    if where == "first tensor":
+        params[0].grad[5] = bad
+    else:
+        params[-1].grad[-1] = bad
+    sam.second_step()
+    assert_bitwise([p.detach() for p in params], before)
+    assert (sam.found_inf.item(), sam.skipped_steps.item()) == (1.0, 1)
+    # Momentum and step counts did not move either: the runs are the same from here.
+    run(params, sam, 2, seed=1)
+    run(twins, check, 2, seed=1)
+    assert_bitwise([p.detach() for p in params], [p.detach() for p in twins])
+    assert (sam.found_inf.item(), sam.skipped_steps.item()) == (0.0, 1)
+
+
+def test_a_second_gradient_that_is_large_is_stepped_with():
+    params, twins = parameters((70,)), parameters((70,))
+    for mine, implementation in ((params, "fused"), (twins, "eager")):
+        sam = optimizer(mine, "sgd", implementation, lr=2**-100)
+        set_gradients(mine, torch.Generator())
+        sam.first_step()
+        mine[0].grad = torch.full_like(mine[0], 3e38)  # its square, and its norm, overflow
+        sam.second_step()
+        assert sam.skipped_steps.item() == 0
+    assert_bitwise(params[0].detach(), twins[0].detach())
+
+
 def test_found_inf_may_be_set_between_the_half_steps():
     params = parameters((70,))
     before = params[0].detach().clone()
@@ -315,11 +356,11 @@ def test_found_inf_may_be_set_between_the_half_steps():
 @pytest.mark.parametrize(
     ("base", "adaptive", "bytes_a_parameter"),
     [
-        ("momentum", False, 40),
-        ("momentum", True, 44),
-        ("adam", False, 48),
-        ("adam", True, 52),
-        ("sgd", False, 32),
+        ("momentum", False, 44),
+        ("momentum", True, 48),
+        ("adam", False, 52),
+        ("adam", True, 56),
+        ("sgd", False, 36),
     ],
 )
 def test_resnet18_is_three_launches_and_so_many_bytes(
@@ -349,7 +390,7 @@ def test_tables_are_written_when_an_address_changes_and_only_then():
         after = sam._fused_step().uploads
         return {k: n - before.get(k, 0) for k, n in after.items() if n != before.get(k, 0)}
 
-    assert step() == {"tensors": 1, "options": 1, "rates": 1, "gradients": 2}
+    assert step() == {"tensors": 1, "settings": 1, "rates": 1, "gradients": 2}
     assert step() == {}
     params[0].grad.mul_(2)
     assert step() == {}
@@ -360,15 +401,15 @@ def test_tables_are_written_when_an_address_changes_and_only_then():
     sam.param_groups[0]["lr"] = 0.01
     assert step() == {"rates": 1}
     sam.param_groups[0]["lr"] = torch.tensor(0.02)
-    assert step() == {"tensors": 1, "options": 1, "rates": 1, "gradients": 2}
+    assert step() == {"tensors": 1, "settings": 1, "rates": 1, "gradients": 2}
     sam.param_groups[0]["lr"].fill_(0.03)
     assert step() == {}
     sam.param_groups[0]["rho"] = 0.01
-    assert step() == {"options": 1}
+    assert step() == {"settings": 1}
     params[0].data = params[0].data.clone()
-    assert set(step()) == {"tensors", "options", "rates", "gradients"}
+    assert set(step()) == {"tensors", "settings", "rates", "gradients"}
     sam.add_param_group({"params": parameters((5,))})
-    assert set(step()) == {"tensors", "options", "rates", "gradients"}
+    assert set(step()) == {"tensors", "settings", "rates", "gradients"}
 
 
 def test_results_repeat_bit_for_bit():
@@ -547,7 +588,8 @@ class Capture:
 
     def __init__(self, monkeypatch):
         self.active = False
-        monkeypatch.setattr(fused, "_capturing", lambda t: self.active)
+        for module in (fused, tables):
+            monkeypatch.setattr(module, "capturing", lambda t: self.active)
 
     def __enter__(self):
         self.active = True
@@ -561,17 +603,33 @@ def test_a_graph_keeps_its_own_tables(monkeypatch):
     params = parameters((70,), (3,))
     sam = optimizer(params)
     run(params, sam, 1)
-    tables = sam._fused_step()._tables
+    step = sam._fused_step()._tables
     with capture:
         run(params, sam, 1)
-    kept = [table.clone() for t in (tables.ascent, tables.descent) for table, _ in t._captured]
-    assert len(kept) == 2
     captured = [p.grad for p in params]
+    sam.sync_hyperparameters()
+    kept = [table for t in (step.ascent, step.descent) for table, _ in t._captured]
+    assert len(kept) == 2
     assert kept[1].tolist() == [g.data_ptr() for g in captured]
+    before = [table.clone() for table in kept]
     run(params, sam, 2)
-    now = [table for t in (tables.ascent, tables.descent) for table, _ in t._captured]
-    assert_bitwise(now, kept)
-    assert tables.descent.point_at([p.grad for p in params]).tolist() != kept[1].tolist()
+    assert_bitwise(kept, before)
+    outside, _ = step.descent.point_at([p.grad for p in params])
+    assert outside.tolist() != kept[1].tolist()
+
+
+def test_a_graph_that_is_replayed_before_its_tables_are_written_skips_and_counts(monkeypatch):
+    """What is launched in a pretended capture runs at once, as a replay would."""
+    capture = Capture(monkeypatch)
+    params = parameters((70,), (3,))
+    sam = optimizer(params)
+    run(params, sam, 1)
+    before = [p.detach().clone() for p in params]
+    with capture:
+        run(params, sam, 1)
+    assert_bitwise([p.detach() for p in params], before)
+    assert sam.gradient_norm.isnan()
+    assert sam.skipped_steps.item() == 1
 
 
 def test_what_a_capture_cannot_do_is_an_error(monkeypatch):
@@ -602,7 +660,7 @@ def test_sync_hyperparameters_alone_brings_options_to_the_device(monkeypatch):
         one.param_groups[0].update({"lr": 0.02, "rho": 0.3, "momentum": 0.5})
     sam.sync_hyperparameters()
     # A replay launches the kernels and runs nothing of first_step's Python.
-    monkeypatch.setattr(sam._fused_step(), "sync_options", lambda: None)
+    monkeypatch.setattr(sam._fused_step(), "sync_settings", lambda: None)
     run(params, sam, 1)
     run(twins, check, 1)
     assert relative_error(params, twins) <= 1e-6

@@ -24,29 +24,31 @@ TYPES = {
     "gradients": "*i64",
     "ascent_gradients": "*i64",
     "skipped_steps": "*i64",
-    "options": "*fp64",
+    "settings": "*fp64",
     "schedule": "*fp32",
     "partials": "*fp32",
+    "counters": "*i32",
     "norm_out": "*fp32",
     "found_inf": "*fp32",
     "n_chunks": "i32",
 }
 FP32, BF16 = tl.float32, tl.bfloat16
 # name, constants, and the streams over the parameters that a full chunk loads and stores, in
-# each of the kernel's full-chunk branches.
+# each of the kernel's full-chunk branches: for "step", those of the step, and those of putting
+# back and of the check.
 VARIANTS = {
     "norm": ("norm_partials", {"GRAD": FP32, "ANY_ADAPTIVE": False}, 1, 0),
     "norm-asam": ("norm_partials", {"GRAD": FP32, "ANY_ADAPTIVE": True}, 2 + 1, 0),
     "perturb-sgd": ("perturb", {"GRAD": FP32, "ADAM": False}, 2, 2),
     "perturb-adam": ("perturb", {"GRAD": FP32, "ADAM": True}, 2, 2),
-    "step-sgd": ("restore_and_step", {"GRAD": FP32, "ADAM": False, "MOMENTS": 0}, 2 + 1, 1 + 1),
+    "step-sgd": ("restore_and_step", {"GRAD": FP32, "ADAM": False, "MOMENTS": 0}, 2 + 2, 1 + 1),
     "step-momentum": (
         "restore_and_step",
         {"GRAD": FP32, "ADAM": False, "MOMENTS": 1},
-        3 + 1,
+        3 + 2,
         2 + 1,
     ),
-    "step-adam": ("restore_and_step", {"GRAD": FP32, "ADAM": True, "MOMENTS": 2}, 4 + 1, 3 + 1),
+    "step-adam": ("restore_and_step", {"GRAD": FP32, "ADAM": True, "MOMENTS": 2}, 4 + 2, 3 + 1),
 }
 HALF = {  # bf16 gradients: half as many bytes of them, the other streams as above
     "norm-asam-bf16": ("norm_partials", {"GRAD": BF16, "ANY_ADAPTIVE": True}),
@@ -111,6 +113,24 @@ def test_full_chunks_move_128_bits_at_a_time_and_what_the_plan_counts(variant, t
     ptx = compiled.asm["ptx"]
     assert len(re.findall(rf"\bld\.{vector}", ptx)) == loads * accesses + fold
     assert len(re.findall(rf"\bst\.{vector}", ptx)) == stores * accesses
+
+
+@targets
+@pytest.mark.parametrize("variant", ["step-sgd", "step-adam"])
+def test_gradients_are_checked_before_any_stepper_goes_on(variant, target):
+    """Without its x - x the check finds nothing; a read before the loop alone waits forever."""
+    name, constants, *_ = VARIANTS[variant]
+    ptx = compile_kernel(name, constants, target).asm["ptx"]
+    assert re.search(r"\bsub(?:\.\w+)*\.f32\s+%\w+, (%\w+), \1;", ptx)
+    # the verdicts, once before the loop and once in it; triton makes a load of adding 0
+    read = r"\b(?:ld|atom)(?:\.\w+)*\.relaxed(?:\.\w+)*\s+%\w+, \[ %\w+ \+ 0 \];"
+    assert len(re.findall(read, ptx)) == 2
+    loops = [
+        ptx[ptx.index(f"\n{jump[1]}:") : jump.end()]
+        for jump in re.finditer(r"\bbra(?:\.uni)?\s+(\$\w+);", ptx)
+        if f"\n{jump[1]}:" in ptx[: jump.start()]
+    ]
+    assert any(re.search(read, loop) for loop in loops)
 
 
 @targets

@@ -5,6 +5,7 @@ the perturbation e(w) = rho T^2 g / ||T g||, where the norm runs over all parame
 Foret et al. 2021 (arXiv:2010.01412), equation 2; Kwon et al. 2021 (arXiv:2102.11600), algorithm 1.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -65,6 +66,22 @@ def perturb(segments: Sequence[Segment], norm: Tensor) -> None:
 def restore(weights: list[Tensor], saved: list[Tensor]) -> None:
     """w <- saved copy, bit for bit, in the storage that w has always had."""
     torch._foreach_copy_(weights, saved)
+
+
+def are_finite(grads: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """Return whether every element is finite: 0-d bool, on the gradients' device.
+
+    ``dtype`` is that of the norms which tell, at least float32.
+    """
+    filled = [g for g in grads if g.numel()]
+    if not filled:
+        return torch.tensor(True, device=grads[0].device)
+    if filled[0].device.type == "cpu":
+        # The 2-norm is read at the memory's speed, the maximum is not; but the norm may overflow.
+        finite = torch.stack(torch._foreach_norm(filled, dtype=dtype)).isfinite().all()
+        if finite:
+            return finite
+    return torch.stack(torch._foreach_norm(filled, math.inf, dtype=dtype)).isfinite().all()
 
 
 def _climb(piece: Segment, scale: Tensor | float) -> None:

@@ -1,31 +1,34 @@
-"""The tables and the three launches of a fused SAM step; the kernels are in `kernels.py`.
+"""The three launches of a fused SAM step, over the tables of `tables.py`; kernels in `kernels.py`.
 
-Proven without a GPU: the kernels' numbers (in Triton's interpreter) and their registers, spills
-and load width (compiled for sm_80 and sm_90). The tests marked ``gpu`` are for the rest: streams,
-graphs, synchronisation, speed.
+Proven without a GPU: the kernels' numbers (in Triton's interpreter), their registers, spills and
+load width (compiled for sm_80 and sm_90), and their launching (Triton's own binder, compiler and
+launcher over a driver that is a stub, and what it was told to launch, interpreted). The tests
+marked ``gpu`` are for the rest: streams, graphs, synchronisation, speed.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from itertools import compress
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
-import triton.language as tl
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW
 from torch.optim.optimizer import Optimizer
-from triton.runtime import JITFunction
 
 from . import kernels
 from .groups import Group, is_adaptive, parameters
 from .layout import in_layout_of, is_dense
+from .tables import GradientTable, Tables, capturing, chunks_of, gradient_of, settings_row, upload
 
 BLOCK = 2048  # elements of a chunk
-PARTIALS = 1024  # programs of the norm at most; every later program folds their sums
+PARTIALS = 1024  # programs of a sum at most: of the norm, which later programs fold, or a check
 # Contraction off: see `kernels`. Sizes fixed: autotuning would run in-place kernels many times.
 LAUNCH: dict[str, Any] = {"num_warps": 8, "enable_fp_fusion": False}
+
+_requires_grad, _dtype = attrgetter("requires_grad"), attrgetter("dtype")
+_NO_STATE: dict[str, Any] = {}
 
 
 class Outcome(NamedTuple):
@@ -36,8 +39,15 @@ class Outcome(NamedTuple):
     skipped_steps: Tensor
 
 
+class Refused(Exception):
+    """Parameters or groups have become such that there is no fused step for them."""
+
+
 def refusal(base: type[Optimizer], groups: Sequence[Group]) -> str | None:
-    """Why these groups cannot take the fused step, or None if they can."""
+    """Return why these groups cannot take the fused step, or None if they can.
+
+    Whether their device can launch it is `availability.why_not_fused`'s to say.
+    """
     return next(_objections(base, groups), None)
 
 
@@ -54,11 +64,6 @@ def _objections(base: type[Optimizer], groups: Sequence[Group]) -> Iterator[str]
             yield f"a parameter of shape {tuple(p.shape)} and strides {p.stride()} has gaps"
     if not any(p.numel() for p in params):
         yield "the parameters are empty"
-    compiled, device = isinstance(kernels.perturb, JITFunction), params[0].device
-    if compiled and device.type != "cuda":
-        yield f"parameters must be on a CUDA device, got {device} (or set TRITON_INTERPRET=1)"
-    if not compiled and device.type != "cpu":
-        yield f"under TRITON_INTERPRET=1 parameters must be on the CPU, got {device}"
 
 
 class FusedStep:
@@ -83,8 +88,11 @@ class FusedStep:
         self._saved_copy = saved_copy
         self._outcome = outcome
         self._adam = not isinstance(base, SGD)
+        self._state_names = (
+            ("exp_avg", "exp_avg_sq", "step") if self._adam else ("momentum_buffer",)
+        )
         self._counts: dict[Tensor, Tensor] = {}
-        self._tables: _Tables | None = None
+        self._tables: Tables | None = None
         self._synced: dict[str, list[Any]] = {}
 
     def ascend(self) -> list[Tensor]:
@@ -92,52 +100,62 @@ class FusedStep:
 
         Returns:
             The parameters that are perturbed now.
+
+        Raises:
+            Refused: the parameters or groups have changed so that there is no fused step.
+            RuntimeError: a sparse gradient, or a capture that comes before a step without one.
         """
-        tables = self._current_tables()
-        self.sync_options()
-        grads = _readable_gradients(tables.params)
-        pointers = tables.ascent.point_at(grads)
-        walk = (tables.chunks, tables.tensors, pointers, tables.options)
+        tables, given = self._current_tables()
+        self.sync_settings()
+        pointers, gradients = tables.ascent.point_at(given)
+        walk = (tables.chunks, tables.tensors, pointers, tables.settings)
         norm, found_inf, _ = self._outcome
-        n_chunks = len(tables.chunks)
-        kind = _kind(grads)
-        with _on_device_of(tables.tensors):
-            kernels.norm_partials[(min(n_chunks, PARTIALS),)](
-                *walk, tables.partials, n_chunks,
-                GRAD=kind, ANY_ADAPTIVE=any(tables.adaptive), BLOCK=BLOCK, **LAUNCH,
-            )  # fmt: skip
-            kernels.perturb[(n_chunks,)](
-                *walk, tables.schedule, tables.partials, norm, found_inf,
-                GRAD=kind, ADAM=self._adam, PARTIALS=PARTIALS, BLOCK=BLOCK, **LAUNCH,
-            )  # fmt: skip
-        self.launches.update(("norm_partials", "perturb"))
-        self._first_pointers, self._first_bytes = pointers, _element_bytes(grads)
-        return [p for p, g in zip(tables.params, grads, strict=True) if g is not None]
+        n_chunks, kind = tables.n_chunks, tables.ascent.kind
+        kernels.norm_partials[(min(n_chunks, PARTIALS),)](
+            *walk, tables.partials, n_chunks,
+            GRAD=kind, ANY_ADAPTIVE=tables.any_adaptive, BLOCK=BLOCK, **LAUNCH,
+        )  # fmt: skip
+        kernels.perturb[(n_chunks,)](
+            *walk, tables.schedule, tables.partials, tables.counters, norm, found_inf,
+            GRAD=kind, ADAM=self._adam, PARTIALS=PARTIALS, BLOCK=BLOCK, **LAUNCH,
+        )  # fmt: skip
+        self.launches["norm_partials"] += 1
+        self.launches["perturb"] += 1
+        self._first_pointers = pointers
+        return [p for p, g in zip(tables.params, gradients, strict=True) if g is not None]
 
     def descend(self) -> None:
-        """Launch 3: w restored, and the base optimizer's step from it.
+        """Launch 3: the second gradients checked, w restored, and the base's step from it.
 
         Raises:
             RuntimeError: a parameter that required no gradient in ``ascend`` has one now.
         """
         tables = self._tables
         assert tables is not None, "ascend comes first"
-        known = set(tables.params)
-        if any(p.grad is not None and p not in known for p in parameters(self._base.param_groups)):
-            raise RuntimeError("a parameter that was frozen in first_step has a gradient now")
-        grads = _readable_gradients(tables.params)
-        pointers = tables.descent.point_at(grads)
+        params = parameters(self._base.param_groups)
+        if len(params) > len(tables.params):
+            known = set(tables.params)
+            if any(p.grad is not None and p not in known for p in params):
+                raise RuntimeError("a parameter that was frozen in first_step has a gradient now")
+        pointers, _gradients = tables.descent.point_at(list(map(gradient_of, tables.params)))
         _, found_inf, skipped_steps = self._outcome
-        with _on_device_of(tables.tensors):
-            kernels.restore_and_step[(len(tables.chunks),)](
-                tables.chunks, tables.tensors, self._first_pointers, pointers, tables.options,
-                tables.schedule, found_inf, skipped_steps,
-                GRAD=_kind(grads), ADAM=self._adam, MOMENTS=tables.moments, BLOCK=BLOCK, **LAUNCH,
-            )  # fmt: skip
-        self.launches.update(("restore_and_step",))
-        self._second_bytes = _element_bytes(grads)
+        n_chunks = tables.n_chunks
+        kernels.restore_and_step[(n_chunks + min(n_chunks, PARTIALS),)](
+            tables.chunks, tables.tensors, self._first_pointers, pointers, tables.settings,
+            tables.schedule, tables.counters, found_inf, skipped_steps, n_chunks,
+            GRAD=tables.descent.kind, ADAM=self._adam, MOMENTS=tables.moments, BLOCK=BLOCK,
+            **LAUNCH,
+        )  # fmt: skip
+        self.launches["restore_and_step"] += 1
 
-    def sync_options(self) -> None:
+    def sync(self) -> None:
+        """Bring to the device what a replayed graph reads there: settings, and its gradients."""
+        self.sync_settings()
+        if self._tables is not None:
+            self._tables.ascent.write_captured()
+            self._tables.descent.write_captured()
+
+    def sync_settings(self) -> None:
         """Bring the groups' rho, lr, ... to the device where they differ from what is there.
 
         Raises:
@@ -147,7 +165,7 @@ class FusedStep:
         if tables is None:
             return  # the first step will write everything
         groups = self._base.param_groups
-        self._sync("options", tables.options, [_option_row(group, self._adam) for group in groups])
+        self._sync("settings", tables.settings, [settings_row(g, self._adam) for g in groups])
         lrs = [group["lr"] for group in groups]
         numbers = [0.0 if isinstance(lr, Tensor) else float(lr) for lr in lrs]
         self._sync("rates", tables.rates, numbers)
@@ -158,50 +176,83 @@ class FusedStep:
     def _sync(self, name: str, table: Tensor, values: list[Any]) -> None:
         if values == self._synced.get(name):
             return
-        if _capturing(table):
+        if capturing(table):
             raise RuntimeError(
                 f"the groups' {name} changed since the last step: call sync_hyperparameters() "
                 "before the capture"
             )
-        _upload(values, table)
+        upload(values, table)
         self._synced[name] = values
         self.uploads[name] += 1
 
     def traffic(self) -> dict[str, int]:
-        """Bytes that each launch of the last step read and wrote, the tables left out."""
+        """Return the bytes that each launch of the last step read and wrote, the tables left out.
+
+        The third launch reads the second gradients twice: to check all of them, then to step.
+        """
         tables = self._tables
         assert tables is not None, "a step comes first"
         moved = Counter[str]()
         for p, adaptive, first, second in zip(
-            tables.params, tables.adaptive, self._first_bytes, self._second_bytes, strict=True
+            tables.params, tables.adaptive, tables.ascent.bytes, tables.descent.bytes, strict=True
         ):
             n, word = p.numel(), p.element_size()
             if first:
                 moved["norm_partials"] += n * (first + word * adaptive)
                 moved["perturb"] += n * (first + 3 * word)
             if second:
-                moved["restore_and_step"] += n * (second + (2 + 2 * tables.moments) * word)
+                moved["restore_and_step"] += n * (2 * second + (2 + 2 * tables.moments) * word)
             elif first:
                 moved["restore_and_step"] += n * 2 * word
         return dict(moved)
 
-    def _current_tables(self) -> "_Tables":
+    def _current_tables(self) -> tuple[Tables, list[Tensor | None]]:
+        """Return the tables, written anew if something in them changed, and the gradients."""
         groups = self._base.param_groups
-        params = [p for p in parameters(groups) if p.requires_grad or p.grad is not None]
-        fingerprint = (
-            [(id(p), p.data_ptr()) for p in params],
-            [(group["adaptive"], bool(group.get("momentum"))) for group in groups],
-            [group["lr"].data_ptr() for group in groups if isinstance(group["lr"], Tensor)],
-        )
+        params = parameters(groups)
+        gradients: list[Tensor | None] = list(map(gradient_of, params))
+        wanted = list(map(_requires_grad, params))
+        if not all(wanted):
+            # What is frozen and has a gradient all the same is stepped, as torch's own steps do.
+            wanted = [r or g is not None for r, g in zip(wanted, gradients, strict=True)]
+            gradients = list(compress(gradients, wanted))
+        fingerprint = self._fingerprint(groups, params, wanted)
         if self._tables is None or fingerprint != self._tables.fingerprint:
-            if _capturing(params[0]):
+            if capturing(params[0]):
                 raise RuntimeError("take a SAM step before capturing one: its tables must exist")
-            self._tables = self._write_tables(params, fingerprint)
+            reason = refusal(type(self._base), groups)
+            if reason is not None:
+                raise Refused(reason)
+            params = list(compress(params, wanted))
+            self._tables = self._write_tables(params)
+            # What the writing made, momentum for one, has a part in it.
+            params = parameters(groups)
+            self._tables.fingerprint = self._fingerprint(groups, params, wanted)
             self._synced = {}
             self.uploads["tensors"] += 1
-        return self._tables
+        return self._tables, gradients
 
-    def _write_tables(self, params: list[Tensor], fingerprint: object) -> "_Tables":
+    def _fingerprint(
+        self, groups: Sequence[Group], params: list[Tensor], wanted: list[bool]
+    ) -> tuple[object, ...]:
+        """Return what the tables depend on: addresses, layouts, and some of the groups' options."""
+        states = [self._base.state.get(p, _NO_STATE) for p in params]
+        return (
+            wanted,
+            list(map(id, params)),
+            list(map(Tensor.data_ptr, params)),
+            list(map(Tensor.numel, params)),
+            list(map(Tensor.stride, params)),
+            list(map(_dtype, params)),
+            [[id(state.get(name)) for state in states] for name in self._state_names],
+            [
+                (group["adaptive"], bool(group.get("momentum")), bool(group.get("amsgrad")))
+                for group in groups
+            ],
+            [group["lr"].data_ptr() for group in groups if isinstance(group["lr"], Tensor)],
+        )
+
+    def _write_tables(self, params: list[Tensor]) -> Tables:
         groups, device = self._base.param_groups, params[0].device
         place = {
             p: (i, is_adaptive(group, k))
@@ -214,7 +265,7 @@ class FusedStep:
             lr if isinstance(lr := group["lr"], Tensor) and _is_readable_rate(lr, rates) else rate
             for group, rate in zip(groups, rates, strict=True)
         ]
-        unnamed: list[Tensor] = []  # addressed by the table, and by nothing else
+        addressed: list[Tensor] = []
         rows = []
         for p in params:
             i, adaptive = place[p]
@@ -224,35 +275,32 @@ class FusedStep:
                 # The kernel wants a buffer for every tensor if it wants one for any; torch's
                 # state has none for a group without momentum.
                 state = [torch.zeros_like(p, requires_grad=False)]
-                unnamed += state
-            addresses = [t.data_ptr() for t in (p, self._saved_copy(p), *state)]
+            saved = self._saved_copy(p)
+            addressed += [saved, count, *state]
+            addresses = [t.data_ptr() for t in (p, saved, *state)]
             addresses += [0] * (4 - len(addresses))
             addresses += [count.data_ptr(), rate_of[i].data_ptr()]
             rows.append([*addresses, p.numel(), i, int(adaptive)])
-
-        blocks = torch.tensor([-(-p.numel() // BLOCK) for p in params])
-        tensor = torch.repeat_interleave(blocks)
-        block = torch.arange(len(tensor)) - (blocks.cumsum(0) - blocks)[tensor]
-        return _Tables(
-            fingerprint=fingerprint,
+        return Tables(
             params=params,
             adaptive=[place[p][1] for p in params],
             moments=moments,
-            unnamed=unnamed,
-            chunks=torch.stack([tensor, block], dim=1).to(device, torch.int32),
+            addressed=addressed,
+            chunks=chunks_of(params, BLOCK).to(device),
             tensors=torch.tensor(rows, dtype=torch.int64, device=device),
-            options=torch.zeros(
-                len(groups), kernels.OPTION_COLUMNS.value, dtype=torch.float64, device=device
+            settings=torch.zeros(
+                len(groups), kernels.SETTING_COLUMNS.value, dtype=torch.float64, device=device
             ),
             rates=rates,
             schedule=torch.zeros(len(params), kernels.SCHEDULE_COLUMNS.value, device=device),
             partials=torch.zeros(PARTIALS, device=device),
-            ascent=_GradientTable(len(params), device, self.uploads),
-            descent=_GradientTable(len(params), device, self.uploads),
+            counters=torch.zeros(2, dtype=torch.int32, device=device),
+            ascent=GradientTable(params, device, self.uploads),
+            descent=GradientTable(params, device, self.uploads),
         )
 
     def _moment_tensors(self, p: Tensor, group: Group) -> list[Tensor]:
-        """The base's state of p, made if missing, in p's layout."""
+        """Return the base's state of p, made if missing, in p's layout."""
         names: tuple[str, ...] = ("exp_avg", "exp_avg_sq")
         if not self._adam:
             names = ("momentum_buffer",) if group["momentum"] else ()
@@ -264,132 +312,18 @@ class FusedStep:
         return [state[name] for name in names]
 
     def _step_count(self, p: Tensor) -> Tensor:
-        """How many steps p has had: Adam's own count; for SGD, whether it was any."""
+        """Return how many steps p has had: Adam's own count; for SGD, whether it was any."""
         state = self._base.state[p]
         if self._adam:
             count = torch.as_tensor(state.get("step", 0.0), dtype=torch.float32, device=p.device)
             state["step"] = count
             return count
-        if p not in self._counts:
-            started = float(state.get("momentum_buffer") is not None)
-            self._counts[p] = torch.tensor(started, device=p.device)
+        has_buffer = state.get("momentum_buffer") is not None
+        if p not in self._counts or not has_buffer:
+            self._counts[p] = torch.tensor(float(has_buffer), device=p.device)
         return self._counts[p]
 
 
-@dataclass
-class _Tables:
-    """What the kernels walk, for one set of parameters at one set of addresses."""
-
-    fingerprint: object
-    params: list[Tensor]
-    adaptive: list[bool]
-    moments: int
-    unnamed: list[Tensor]
-    chunks: Tensor
-    tensors: Tensor
-    options: Tensor
-    rates: Tensor
-    schedule: Tensor
-    partials: Tensor
-    ascent: "_GradientTable"
-    descent: "_GradientTable"
-
-
-class _GradientTable:
-    """Addresses of one pass's gradients on the device, written anew when one of them changes.
-
-    Outside a graph autograd allocates gradients anew each step, so most steps write it: a copy
-    of 8 bytes a tensor from pinned memory, for which the host does not wait.
-    """
-
-    def __init__(self, tensors: int, device: torch.device, uploads: Counter[str]) -> None:
-        self._table = torch.zeros(tensors, dtype=torch.int64, device=device)
-        self._addresses: list[int] = []
-        self._uploads = uploads
-        self._spare: Tensor | None = None
-        self._captured: list[tuple[Tensor, Tensor]] = []
-
-    def point_at(self, gradients: Sequence[Tensor | None]) -> Tensor:
-        """The table, int64 (tensors,), with 0 for a gradient that is None."""
-        addresses = [0 if g is None else g.data_ptr() for g in gradients]
-        if _capturing(self._table):
-            return self._own_table(addresses)
-        if self._spare is None:
-            self._spare = _pinned(len(addresses))
-        if addresses != self._addresses:
-            _upload(addresses, self._table)
-            self._addresses = addresses
-            self._uploads["gradients"] += 1
-        return self._table
-
-    def _own_table(self, addresses: list[int]) -> Tensor:
-        # A graph keeps a table of its own, which steps outside it do not overwrite. Its replay
-        # copies from pinned memory again, so that memory lives on, and is made before the
-        # capture, in which memory cannot be pinned.
-        if self._spare is None:
-            raise RuntimeError("take a SAM step between two captures")
-        host, self._spare = self._spare, None
-        host.copy_(torch.tensor(addresses, dtype=torch.int64))
-        table = torch.empty_like(self._table)
-        table.copy_(host, non_blocking=True)
-        self._captured.append((table, host))
-        return table
-
-
-def _option_row(group: Group, adam: bool) -> list[float]:
-    decoupled = adam and bool(group.get("decoupled_weight_decay"))
-    decay = float(group["weight_decay"])
-    if adam:
-        own = (*group["betas"], group["eps"])
-    elif group["momentum"]:
-        own = (group["momentum"], group["dampening"], group["nesterov"])
-    else:
-        own = (0.0, 0.0, 0.0)  # without momentum torch ignores dampening
-    decays = (0.0, decay) if decoupled else (decay, 0.0)
-    return [float(x) for x in (group["rho"], group["eta"], *decays, *own)]
-
-
 def _is_readable_rate(lr: Tensor, table: Tensor) -> bool:
-    """Whether the kernels can read this learning rate where it is, so that it may just change."""
+    """Return whether the kernels can read this learning rate in place, so that it may change."""
     return lr.dtype == table.dtype and lr.device == table.device and lr.numel() == 1
-
-
-def _readable_gradients(params: Sequence[Tensor]) -> list[Tensor | None]:
-    """Each gradient as the kernels can walk it: in its parameter's layout, all of one type."""
-    given = [p.grad for p in params]
-    kinds = {g.dtype for g in given if g is not None}
-    wanted = torch.bfloat16 if kinds == {torch.bfloat16} else torch.float32
-    gradients: list[Tensor | None] = []
-    for p, g in zip(params, given, strict=True):
-        if g is not None and g.is_sparse:
-            raise RuntimeError("SAM does not take sparse gradients")
-        gradients.append(None if g is None else in_layout_of(p, g, wanted))
-    return gradients
-
-
-def _element_bytes(gradients: Sequence[Tensor | None]) -> list[int]:
-    """Bytes of an element of each gradient, 0 for None; the gradients are not kept alive."""
-    return [0 if g is None else g.element_size() for g in gradients]
-
-
-def _kind(gradients: Sequence[Tensor | None]) -> Any:
-    half = any(g is not None and g.dtype == torch.bfloat16 for g in gradients)
-    return tl.bfloat16 if half else tl.float32
-
-
-def _pinned(n: int) -> Tensor:
-    return torch.empty(n, dtype=torch.int64, pin_memory=torch.cuda.is_available())
-
-
-def _upload(values: Sequence[Any], out: Tensor) -> None:
-    # The caching allocator does not hand pinned memory out again before the copy has run.
-    host = torch.tensor(values, dtype=out.dtype, pin_memory=out.is_cuda)
-    out.copy_(host, non_blocking=True)
-
-
-def _capturing(t: Tensor) -> bool:
-    return t.is_cuda and torch.cuda.is_current_stream_capturing()
-
-
-def _on_device_of(t: Tensor) -> AbstractContextManager[Any]:
-    return torch.cuda.device(t.device) if t.is_cuda else nullcontext()

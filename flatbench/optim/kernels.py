@@ -10,14 +10,17 @@ number of tensors (`fused.py` writes the tables):
 
 ``chunks``     int32 (chunks, 2): which tensor, and which run of BLOCK elements of it
 ``tensors``    int64 (tensors, 9): addresses and facts of each tensor, columns below
-``gradients``  int64 (tensors,): addresses of the gradients, 0 where there is none
-``options``    float64 (groups, 7): hyperparameters of each parameter group, columns below
+``gradients``  int64 (tensors,): addresses of the gradients, 0 where there is none, and
+               UNWRITTEN in a captured graph's table until the host has written it
+``settings``   float64 (groups, 7): hyperparameters of each parameter group, columns below
 ``partials``   float32 (PARTIALS,): the norm's sums; 0 beyond the programs that it had
 ``schedule``   float32 (tensors, 4): step count to be, and Adam's bias corrections for it
+``counters``   int32 (2,): what the programs of `restore_and_step` count together, see there
 
-Nothing here uses atomics and every sum has one order, so results repeat bit for bit. No value
-visits the host. Division and square root are the IEEE ones, and the launches switch the
-contraction of a * b + c off, so that compiled and interpreted kernels round alike.
+Every sum has one order and atomics only count, so results repeat bit for bit. No value visits the
+host. Division and square root are the IEEE ones, and the launches switch the contraction of
+a * b + c off, so that compiled and interpreted kernels round alike. No parameter may be called
+``options``: Triton's launching code has one of that name.
 """
 
 import triton
@@ -35,7 +38,7 @@ GROUP = tl.constexpr(7)
 ADAPTIVE = tl.constexpr(8)  # 1: T = |w| + eta, 0: T = 1
 TENSOR_COLUMNS = tl.constexpr(9)
 
-# Columns of `options`. SGD and Adam share the last three.
+# Columns of `settings`. SGD and Adam share the last three.
 RHO = tl.constexpr(0)
 ETA = tl.constexpr(1)
 COUPLED_DECAY = tl.constexpr(2)  # added to the gradient
@@ -43,13 +46,20 @@ DECOUPLED_DECAY = tl.constexpr(3)  # taken off the weight
 MOMENTUM = BETA1 = tl.constexpr(4)
 DAMPENING = BETA2 = tl.constexpr(5)
 NESTEROV = EPS = tl.constexpr(6)
-OPTION_COLUMNS = tl.constexpr(7)
+SETTING_COLUMNS = tl.constexpr(7)
 
 # Columns of `schedule`.
 PENDING_STEP = tl.constexpr(0)
 BIAS1 = tl.constexpr(1)  # 1 - beta1^step
 SQRT_BIAS2 = tl.constexpr(2)  # sqrt(1 - beta2^step)
 SCHEDULE_COLUMNS = tl.constexpr(4)
+
+# Entries of `counters`.
+TICKETS = tl.constexpr(0)
+VERDICTS = tl.constexpr(1)
+BAD = tl.constexpr(1 << 16)  # a verdict is 1, or 1 + BAD; more than the checkers there can be
+
+UNWRITTEN = tl.constexpr(-1)
 
 
 @triton.jit
@@ -62,9 +72,9 @@ def _chunk(chunks, tensors, index, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _option(options, row, column: tl.constexpr):
+def _setting(settings, row, column: tl.constexpr):
     group = tl.load(row + GROUP)
-    return tl.load(options + group * OPTION_COLUMNS + column)
+    return tl.load(settings + group * SETTING_COLUMNS + column)
 
 
 @triton.jit
@@ -118,21 +128,26 @@ def _normalised(
 
 @triton.jit(do_not_specialize=["n_chunks"])
 def norm_partials(
-    chunks, tensors, gradients, options, partials, n_chunks,
+    chunks, tensors, gradients, settings, partials, n_chunks,
     GRAD: tl.constexpr, ANY_ADAPTIVE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """partials[program] = sum of (T g)^2 over every num_programs-th chunk, in order."""
+    """partials[program] = sum of (T g)^2 over every num_programs-th chunk, in order.
+
+    A gradient table that nobody has written makes the norm NaN: the step is skipped, and counted.
+    """
     total = tl.zeros([BLOCK], tl.float32)
     index = tl.program_id(0)
     while index < n_chunks:  # range() here breaks triton 3.5's interpreter under numpy 2.4
         tensor, row, start, left = _chunk(chunks, tensors, index, BLOCK)
         gradient = tl.load(gradients + tensor)
-        if gradient != 0:
+        if gradient == UNWRITTEN:
+            total += float("nan")
+        elif gradient != 0:
             adaptive = False
             if ANY_ADAPTIVE:
                 adaptive = tl.load(row + ADAPTIVE) != 0
             if adaptive:
-                eta = _option(options, row, ETA).to(tl.float32)
+                eta = _setting(settings, row, ETA).to(tl.float32)
                 if _is_full(left, gradient | tl.load(row + WEIGHT), BLOCK):
                     v = _normalised(row, start, left, gradient, eta, GRAD, BLOCK, True)
                 else:
@@ -163,19 +178,22 @@ def _perturb_chunk(
 
 @triton.jit
 def perturb(
-    chunks, tensors, gradients, options, schedule, partials, norm_out, found_inf,
+    chunks, tensors, gradients, settings, schedule, partials, counters, norm_out, found_inf,
     GRAD: tl.constexpr, ADAM: tl.constexpr, PARTIALS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Save w, then w <- w + rho T^2 g / ||T g||; one chunk a program.
 
     Writes the norm and whether it is not finite, and each tensor's step count to be. That count
     is read in the next launch only: there one program writes it back while others still read.
+    Sets the counters of the next launch to 0.
     """
     norm = tl.sqrt_rn(tl.sum(tl.load(partials + tl.arange(0, PARTIALS))))
     finite = norm < float("inf")  # false for NaN too
     if tl.program_id(0) == 0:
         tl.store(norm_out, norm)
         tl.store(found_inf, tl.where(finite, 0.0, 1.0))
+        tl.store(counters + TICKETS, 0)
+        tl.store(counters + VERDICTS, 0)
 
     tensor, row, start, left = _chunk(chunks, tensors, tl.program_id(0), BLOCK)
     if start == 0:
@@ -185,15 +203,15 @@ def perturb(
         if ADAM:
             # In float64, as torch has it: 1 - 0.999^1 would lose four digits in float32.
             t = step.to(tl.float64)
-            bias1 = 1.0 - tl.exp(t * tl.log(_option(options, row, BETA1)))
-            bias2 = 1.0 - tl.exp(t * tl.log(_option(options, row, BETA2)))
+            bias1 = 1.0 - tl.exp(t * tl.log(_setting(settings, row, BETA1)))
+            bias2 = 1.0 - tl.exp(t * tl.log(_setting(settings, row, BETA2)))
             tl.store(plan + BIAS1, bias1.to(tl.float32))
             tl.store(plan + SQRT_BIAS2, tl.sqrt_rn(bias2.to(tl.float32)))
 
     gradient = tl.load(gradients + tensor)
-    if gradient != 0:
-        rho = _option(options, row, RHO).to(tl.float32)
-        eta = _option(options, row, ETA).to(tl.float32)
+    if gradient > 0:
+        rho = _setting(settings, row, RHO).to(tl.float32)
+        eta = _setting(settings, row, ETA).to(tl.float32)
         adaptive = tl.load(row + ADAPTIVE) != 0
         scale = 0.0
         if finite & (norm > 0.0):
@@ -212,28 +230,28 @@ def _restore_chunk(row, start, left, BLOCK: tl.constexpr, FULL: tl.constexpr):
 
 @triton.jit
 def _sgd_chunk(
-    row, start, left, source, gradient, options, plan,
+    row, start, left, source, gradient, settings, plan,
     GRAD: tl.constexpr, MOMENTS: tl.constexpr, BLOCK: tl.constexpr, FULL: tl.constexpr,
 ):  # fmt: skip
     """As torch.optim.SGD; the first step takes the gradient itself as momentum."""
     w = _load(source, start, left, tl.float32, BLOCK, FULL)
     d = _load(gradient, start, left, GRAD, BLOCK, FULL)
-    d += _option(options, row, COUPLED_DECAY).to(tl.float32) * w
+    d += _setting(settings, row, COUPLED_DECAY).to(tl.float32) * w
     if MOMENTS > 0:
-        momentum = _option(options, row, MOMENTUM).to(tl.float32)
-        share = (1.0 - _option(options, row, DAMPENING)).to(tl.float32)
+        momentum = _setting(settings, row, MOMENTUM).to(tl.float32)
+        share = (1.0 - _setting(settings, row, DAMPENING)).to(tl.float32)
         m = _load(tl.load(row + MOMENT1), start, left, tl.float32, BLOCK, FULL)
         first = tl.load(plan + PENDING_STEP) == 1.0
         m = tl.where(first, d, momentum * m + share * d)
         _store(tl.load(row + MOMENT1), start, left, m, BLOCK, FULL)
-        d = tl.where(_option(options, row, NESTEROV) != 0.0, d + momentum * m, m)
+        d = tl.where(_setting(settings, row, NESTEROV) != 0.0, d + momentum * m, m)
     w -= tl.load(_scalar(row, RATE)) * d
     _store(tl.load(row + WEIGHT), start, left, w, BLOCK, FULL)
 
 
 @triton.jit
 def _adam_chunk(
-    row, start, left, source, gradient, options, plan,
+    row, start, left, source, gradient, settings, plan,
     GRAD: tl.constexpr, BLOCK: tl.constexpr, FULL: tl.constexpr,
 ):  # fmt: skip
     """As torch.optim.Adam and AdamW."""
@@ -242,14 +260,14 @@ def _adam_chunk(
     m = _load(tl.load(row + MOMENT1), start, left, tl.float32, BLOCK, FULL)
     v = _load(tl.load(row + MOMENT2), start, left, tl.float32, BLOCK, FULL)
     lr = tl.load(_scalar(row, RATE))
-    beta2 = _option(options, row, BETA2)
-    w -= lr * _option(options, row, DECOUPLED_DECAY).to(tl.float32) * w
-    g += _option(options, row, COUPLED_DECAY).to(tl.float32) * w
-    m += (1.0 - _option(options, row, BETA1)).to(tl.float32) * (g - m)
+    beta2 = _setting(settings, row, BETA2)
+    w -= lr * _setting(settings, row, DECOUPLED_DECAY).to(tl.float32) * w
+    g += _setting(settings, row, COUPLED_DECAY).to(tl.float32) * w
+    m += (1.0 - _setting(settings, row, BETA1)).to(tl.float32) * (g - m)
     v = beta2.to(tl.float32) * v + (1.0 - beta2).to(tl.float32) * g * g
     step_size = tl.div_rn(lr, tl.load(plan + BIAS1))
     root = tl.div_rn(tl.sqrt_rn(v), tl.load(plan + SQRT_BIAS2))
-    w -= step_size * tl.div_rn(m, root + _option(options, row, EPS).to(tl.float32))
+    w -= step_size * tl.div_rn(m, root + _setting(settings, row, EPS).to(tl.float32))
     _store(tl.load(row + MOMENT1), start, left, m, BLOCK, FULL)
     _store(tl.load(row + MOMENT2), start, left, v, BLOCK, FULL)
     _store(tl.load(row + WEIGHT), start, left, w, BLOCK, FULL)
@@ -257,35 +275,46 @@ def _adam_chunk(
 
 @triton.jit
 def _base_chunk(
-    row, start, left, source, gradient, options, plan,
+    row, start, left, source, gradient, settings, plan,
     GRAD: tl.constexpr, ADAM: tl.constexpr, MOMENTS: tl.constexpr, BLOCK: tl.constexpr,
     FULL: tl.constexpr,
 ):  # fmt: skip
     if ADAM:
-        _adam_chunk(row, start, left, source, gradient, options, plan, GRAD, BLOCK, FULL)
+        _adam_chunk(row, start, left, source, gradient, settings, plan, GRAD, BLOCK, FULL)
     else:
-        _sgd_chunk(row, start, left, source, gradient, options, plan, GRAD, MOMENTS, BLOCK, FULL)
+        _sgd_chunk(row, start, left, source, gradient, settings, plan, GRAD, MOMENTS, BLOCK, FULL)
 
 
 @triton.jit
-def restore_and_step(
-    chunks, tensors, ascent_gradients, gradients, options, schedule, found_inf, skipped_steps,
+def _finite(
+    chunks, tensors, gradients, index, stride, n_chunks, GRAD: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Whether every element of the gradients is finite, in every stride-th chunk from index."""
+    spoilt = tl.zeros([BLOCK], tl.float32)
+    while index < n_chunks:
+        tensor, _row, start, left = _chunk(chunks, tensors, index, BLOCK)
+        gradient = tl.load(gradients + tensor)
+        if gradient > 0:
+            if _is_full(left, gradient, BLOCK):
+                g = _load(gradient, start, left, GRAD, BLOCK, True)
+            else:
+                g = _load(gradient, start, left, GRAD, BLOCK, False)
+            spoilt += g - g  # 0 for a finite g, else NaN
+        index += stride
+    return tl.sum(spoilt) == 0.0
+
+
+@triton.jit
+def _step_chunk(
+    chunks, tensors, ascent_gradients, gradients, settings, schedule, index, skip,
     GRAD: tl.constexpr, ADAM: tl.constexpr, MOMENTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """w <- base step from the saved w with the second gradient; one chunk a program.
-
-    A tensor without a second gradient is put back only; one without a first gradient has nothing
-    to be put back. With ``found_inf`` set every tensor is put back and nothing else changes.
-    """
-    skip = tl.load(found_inf) != 0.0
-    if tl.program_id(0) == 0:
-        tl.store(skipped_steps, tl.load(skipped_steps) + tl.where(skip, 1, 0))
-
-    tensor, row, start, left = _chunk(chunks, tensors, tl.program_id(0), BLOCK)
+    """One chunk's base step from the saved w; or, to be skipped, only put back."""
+    tensor, row, start, left = _chunk(chunks, tensors, index, BLOCK)
     weight, saved = tl.load(row + WEIGHT), tl.load(row + SAVED)
-    perturbed = tl.load(ascent_gradients + tensor) != 0
+    perturbed = tl.load(ascent_gradients + tensor) > 0
     gradient = tl.load(gradients + tensor)
-    if (gradient != 0) & (skip == 0):
+    if (gradient > 0) & (skip == 0):
         plan = schedule + tensor * SCHEDULE_COLUMNS
         source = tl.where(perturbed, saved, weight)
         touched = gradient | source | weight
@@ -295,11 +324,22 @@ def restore_and_step(
             touched |= tl.load(row + MOMENT2)
         if _is_full(left, touched, BLOCK):
             _base_chunk(
-                row, start, left, source, gradient, options, plan, GRAD, ADAM, MOMENTS, BLOCK, True
+                row, start, left, source, gradient, settings, plan, GRAD, ADAM, MOMENTS, BLOCK, True
             )
         else:
             _base_chunk(
-                row, start, left, source, gradient, options, plan, GRAD, ADAM, MOMENTS, BLOCK, False
+                row,
+                start,
+                left,
+                source,
+                gradient,
+                settings,
+                plan,
+                GRAD,
+                ADAM,
+                MOMENTS,
+                BLOCK,
+                False,
             )
         if start == 0:
             tl.store(_scalar(row, STEP), tl.load(plan + PENDING_STEP))
@@ -308,6 +348,47 @@ def restore_and_step(
             _restore_chunk(row, start, left, BLOCK, True)
         else:
             _restore_chunk(row, start, left, BLOCK, False)
+
+
+@triton.jit(do_not_specialize=["n_chunks"])
+def restore_and_step(
+    chunks, tensors, ascent_gradients, gradients, settings, schedule, counters, found_inf,
+    skipped_steps, n_chunks,
+    GRAD: tl.constexpr, ADAM: tl.constexpr, MOMENTS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """w <- base step from the saved w with the second gradient; one chunk a program.
+
+    A tensor without a second gradient is put back only; one without a first gradient has nothing
+    to be put back. With ``found_inf`` set, or an element of a second gradient that is not finite,
+    every tensor is put back and nothing else changes.
+
+    Whether all gradients are finite must be known before the first weight is written. Another
+    launch would tell; a wait inside this one tells as well. The programs draw tickets as they
+    start. The first ``num_programs - n_chunks`` of them check the gradients and give a verdict
+    each; the others wait for all verdicts, then step a chunk each. A checker never waits, and it
+    has started before any stepper does, so the wait ends, in whatever order the programs start and
+    however few of them fit the device at once. A counter holds all that is passed on, so its
+    atomics need no ordering with other memory.
+    """
+    ticket = tl.atomic_add(counters + TICKETS, 1, sem="relaxed")
+    checkers = tl.num_programs(0) - n_chunks
+    if ticket < checkers:
+        finite = _finite(chunks, tensors, gradients, ticket, checkers, n_chunks, GRAD, BLOCK)
+        tl.atomic_add(counters + VERDICTS, tl.where(finite, 1, 1 + BAD), sem="relaxed")
+    else:
+        verdicts = tl.atomic_add(counters + VERDICTS, 0, sem="relaxed")
+        while verdicts % BAD < checkers:
+            verdicts = tl.atomic_add(counters + VERDICTS, 0, sem="relaxed")
+        # The first stepper writes found_inf while others read it: to them it says nothing new.
+        skip = (verdicts >= BAD) | (tl.load(found_inf) != 0.0)
+        index = ticket - checkers
+        if index == 0:
+            tl.store(found_inf, tl.where(skip, 1.0, 0.0))
+            tl.store(skipped_steps, tl.load(skipped_steps) + tl.where(skip, 1, 0))
+        _step_chunk(
+            chunks, tensors, ascent_gradients, gradients, settings, schedule, index, skip,
+            GRAD, ADAM, MOMENTS, BLOCK,
+        )  # fmt: skip
 
 
 @triton.jit

@@ -14,6 +14,18 @@ def in_layout_of(p: Tensor, t: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty_like(p, dtype=dtype, requires_grad=False).copy_(t)
 
 
+def strided_like(p: Tensor, t: Tensor, dtype: torch.dtype) -> Tensor:
+    """`in_layout_of`, with p's very strides: in dimensions of size 1, too, where they mean nothing.
+
+    torch's fused steps on CUDA compare strides, and take a slow path or fail where they differ
+    (torch issue 106951).
+    """
+    laid_out = in_layout_of(p, t, dtype)
+    if laid_out.stride() == p.stride():
+        return laid_out
+    return laid_out.as_strided(p.shape, p.stride(), laid_out.storage_offset())
+
+
 def is_dense(t: Tensor) -> bool:
     """Whether t fills its memory without gaps or overlaps, in whatever order of dimensions."""
     expected = 1

@@ -1,9 +1,10 @@
 """Sharpness-aware minimization (SAM) and its adaptive form (ASAM) around a torch optimizer."""
 
-import importlib.util
+import functools
 import inspect
+import warnings
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 
 from . import eager
+from .availability import why_not_fused
 from .groups import (
     Group,
     check_base_options,
@@ -19,7 +21,7 @@ from .groups import (
     is_adaptive,
     parameters,
 )
-from .layout import flattened, in_layout_of, is_dense
+from .layout import flattened, is_dense, strided_like
 
 if TYPE_CHECKING:
     from .fused import FusedStep
@@ -59,24 +61,26 @@ class SAM(Optimizer):
         eta: added to abs(w) in an adaptive T, at least 0; without effect elsewhere.
         implementation: "eager" is ``torch._foreach_*`` around the base's own step, on any device.
             "fused" is three Triton launches a step, on CUDA, for float32 parameters with SGD,
-            Adam (not amsgrad) and AdamW. "auto" is fused where that is possible, else eager.
+            Adam (not amsgrad) and AdamW. "auto" is fused where that is possible, else eager; if a
+            CUDA device can't launch Triton kernels, one warning says why.
         **base_kwargs: handed to the base (``lr``, ``momentum``, ...). Unless they say ``fused``,
             ``foreach``, torch's fused step is taken where the base has it.
 
     Neither path waits for the device, except eager on a GPU around a base without torch's fused
     step, which reads ``found_inf`` once a step. A fused step can be captured in a CUDA graph after
-    one step outside it; a replay sees what ``sync_hyperparameters`` brought to the device, and a
-    float32 tensor lr on the device as it is. The fused step bypasses ``base_optimizer.step`` and
-    so its hooks.
+    one step outside it, if ``sync_hyperparameters`` is called once after the capture, before the
+    first replay; a replay sees what that call brought to the device, and a float32 tensor lr on the
+    device as it is. The fused step bypasses ``base_optimizer.step`` and so its hooks.
 
     Attributes:
         base_optimizer: the base; shares ``param_groups`` and ``state`` with this optimizer, so lr
             schedulers and ``state_dict`` see one set of both.
         gradient_norm: 0-d tensor on the device, ||T g|| of the last first_step. The same tensor
             at every step: accumulate it, don't keep it.
-        found_inf: 0-d float tensor, 1 if that norm was not finite. Then first_step perturbs
-            nothing and second_step leaves weights and state as they were. Whoever knows the
-            second gradient to be bad may fill it with 1 before second_step.
+        found_inf: 0-d float tensor, 1 if that norm, or an element of the gradients in second_step,
+            was not finite. In the first case first_step perturbs nothing; in both second_step
+            leaves weights and state as they were before the step. Whoever knows the second
+            gradient to be bad may fill it with 1 before second_step.
         skipped_steps: 0-d int64 tensor, how many steps were skipped so.
 
     Example::
@@ -150,9 +154,8 @@ class SAM(Optimizer):
         if self._perturbed is not None:
             raise RuntimeError("first_step called twice: call second_step (or restore) before it")
         self._follow_device()
-        fused = self._fused_step()
-        with torch.no_grad():
-            self._perturbed = self._ascend() if fused is None else fused.ascend()
+        with self._on_device(), torch.no_grad():
+            self._perturbed = self._ascend()
         if zero_grad:
             self.zero_grad()
 
@@ -165,12 +168,13 @@ class SAM(Optimizer):
         if self._perturbed is None:
             raise RuntimeError("second_step without first_step: nothing is perturbed")
         fused = self._fused_step()
-        if fused is not None:
-            fused.descend()
-            self._perturbed = None
-        else:
-            self.restore()
-            self._base_step()
+        with self._on_device():
+            if fused is not None:
+                fused.descend()
+                self._perturbed = None
+            else:
+                self.restore()
+                self._base_step()
         self._opt_called = True  # schedulers ask whether a step came before theirs
         if zero_grad:
             self.zero_grad()
@@ -199,19 +203,22 @@ class SAM(Optimizer):
     def restore(self) -> None:
         """Put w back without a step. Between the half-steps this abandons the step."""
         if self._perturbed:
-            with torch.no_grad():
+            with self._on_device(), torch.no_grad():
                 eager.restore(self._perturbed, [self._saved[p] for p in self._perturbed])
         self._perturbed = None
 
     def sync_hyperparameters(self) -> None:
-        """Bring lr, rho, ... of the groups to the device, where a replayed graph reads them.
+        """Bring to the device what a replayed graph reads there: lr, rho, ..., and its gradients.
 
-        ``first_step`` does so itself. Before replaying a CUDA graph of fused steps, call it after
-        a scheduler or a script has changed a number in ``param_groups``.
+        ``first_step`` does so itself. With a CUDA graph of fused steps, call it once after the
+        capture, which tells the graph where its gradients lie (replays before that skip their
+        steps, and ``skipped_steps`` counts them), and whenever a scheduler or a script has changed
+        a number in ``param_groups``.
         """
         fused = self._fused_step()
         if fused is not None:
-            fused.sync_options()
+            with self._on_device():
+                fused.sync()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as in torch.optim.Optimizer; it may set rho, adaptive and eta."""
@@ -275,10 +282,20 @@ class SAM(Optimizer):
                 # State may come from a model in another memory format.
                 for name, t in self.state.get(p, {}).items():
                     if isinstance(t, Tensor) and t.shape == p.shape:
-                        self.state[p][name] = in_layout_of(p, t, t.dtype)
+                        self.state[p][name] = strided_like(p, t, t.dtype)
         self._forget_fused_step()
 
     def _ascend(self) -> list[Tensor]:
+        """Perturb, and return the perturbed parameters."""
+        fused = self._fused_step()
+        if fused is not None:
+            from .fused import Refused
+
+            try:
+                return fused.ascend()
+            except Refused:  # parameters were cast, or have another layout: choose anew
+                self._forget_fused_step()
+                return self._ascend()
         segments = self._segments()
         eager.gradient_norm(segments, out=self.gradient_norm)
         self.found_inf.copy_(~self.gradient_norm.isfinite())
@@ -312,6 +329,12 @@ class SAM(Optimizer):
 
     def _base_step(self) -> None:
         base = self.base_optimizer
+        grads = [p.grad for p in parameters(self.param_groups) if p.grad is not None]
+        if any(g.is_sparse for g in grads):
+            raise RuntimeError("SAM does not take sparse gradients")
+        if grads:
+            finite = eager.are_finite(grads, self.gradient_norm.dtype)
+            torch.maximum(self.found_inf, ~finite, out=self.found_inf)
         _prepare_fused_base(base)
         if self.found_inf.is_cuda and getattr(base, "_step_supports_amp_scaling", False):
             # torch's own way to skip a step without asking the host. Without it the host asks.
@@ -324,6 +347,11 @@ class SAM(Optimizer):
         with torch.no_grad():
             self.skipped_steps.add_(self.found_inf.to(torch.int64))
 
+    def _on_device(self) -> AbstractContextManager[Any]:
+        """Make the parameters' device the current one: streams and launches go by that."""
+        device = self.gradient_norm.device
+        return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
     def _fused_step(self) -> "FusedStep | None":
         """The fused step if it is wanted and possible; None is eager."""
         if not self._is_chosen:
@@ -333,18 +361,21 @@ class SAM(Optimizer):
 
     def _make_fused_step(self) -> "FusedStep | None":
         wanted = self._implementation == "fused"
-        if not wanted and (self._implementation == "eager" or not self.gradient_norm.is_cuda):
+        device = self.gradient_norm.device
+        if not wanted and (self._implementation == "eager" or device.type != "cuda"):
             return None
-        why_not: str | None = "it needs the package triton"
-        if importlib.util.find_spec("triton") is not None:
+        reason = why_not_fused(device)
+        if reason is None:
             from . import fused
 
-            why_not = fused.refusal(type(self.base_optimizer), self.param_groups)
-            if why_not is None:
+            reason = fused.refusal(type(self.base_optimizer), self.param_groups)
+            if reason is None:
                 outcome = fused.Outcome(self.gradient_norm, self.found_inf, self.skipped_steps)
                 return fused.FusedStep(self.base_optimizer, self._saved_copy, outcome)
+        elif not wanted:
+            _warn_of_eager(str(device), reason)
         if wanted:
-            raise ValueError(f"implementation='fused' is not possible: {why_not}")
+            raise ValueError(f"implementation='fused' is not possible: {reason}")
         return None
 
     def _forget_fused_step(self) -> None:
@@ -374,6 +405,11 @@ class SAM(Optimizer):
             )
 
 
+@functools.cache  # once a process and reason
+def _warn_of_eager(device: str, reason: str) -> None:
+    warnings.warn(f"SAM takes its eager step on {device}: {reason}", RuntimeWarning, stacklevel=2)
+
+
 def _prepare_fused_base(base: Optimizer) -> None:
     """Spare torch's fused steps what they get wrong."""
     for group in base.param_groups:
@@ -382,9 +418,9 @@ def _prepare_fused_base(base: Optimizer) -> None:
         for p in group["params"]:
             if p.grad is None:
                 continue
-            # They take gradients for laid out as their parameters are, and don't look.
+            # They walk a gradient as if it were laid out as its parameter is.
             if p.grad.stride() != p.stride():
-                p.grad = in_layout_of(p, p.grad, p.grad.dtype)
+                p.grad = strided_like(p, p.grad, p.grad.dtype)
             # Fused SGD cannot mix parameters with and without a momentum buffer, leaves new
             # buffers uninitialised when found_inf is set, and bakes "this is the first step" into
             # a CUDA graph. From a buffer of zeros its first step needs no special case.

@@ -1,0 +1,160 @@
+"""What the kernels walk, in device memory, and the writing of it; the columns are in `kernels`."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from . import kernels
+from .groups import Group
+from .layout import in_layout_of
+
+gradient_of = attrgetter("grad")
+Fact = tuple[torch.dtype, tuple[int, ...]]
+
+
+def capturing(t: Tensor) -> bool:
+    """Whether a CUDA graph is being captured on the current stream of t's device."""
+    return t.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def upload(values: Sequence[Any], out: Tensor) -> None:
+    """Write numbers to the device without waiting for it."""
+    # The caching allocator does not hand pinned memory out again before the copy has run.
+    host = torch.tensor(values, dtype=out.dtype, pin_memory=out.is_cuda)
+    out.copy_(host, non_blocking=True)
+
+
+@dataclass
+class Tables:
+    """The kernels' tables for one set of parameters at one set of addresses."""
+
+    params: list[Tensor]
+    adaptive: list[bool]  # of each parameter
+    moments: int  # buffers of the base that each parameter has, 0 to 2
+    addressed: list[Tensor]  # by `tensors`, beside the parameters: they live as long as it does
+    chunks: Tensor  # int32 (chunks, 2)
+    tensors: Tensor  # int64 (tensors, TENSOR_COLUMNS)
+    settings: Tensor  # float64 (groups, SETTING_COLUMNS)
+    rates: Tensor  # float32 (groups,), learning rates that are numbers
+    schedule: Tensor  # float32 (tensors, SCHEDULE_COLUMNS)
+    partials: Tensor  # float32 (PARTIALS,)
+    counters: Tensor  # int32 (2,)
+    ascent: "GradientTable"
+    descent: "GradientTable"
+    fingerprint: object = None  # of what they were written from; see `FusedStep`
+
+    def __post_init__(self) -> None:
+        # Launching asks for these at every step.
+        self.n_chunks = len(self.chunks)
+        self.any_adaptive = any(self.adaptive)
+
+
+def chunks_of(params: Sequence[Tensor], block: int) -> Tensor:
+    """Return int32 (chunks, 2) on the CPU: the tensor of each chunk, and its place in it."""
+    blocks = torch.tensor([-(-p.numel() // block) for p in params])
+    tensor = torch.repeat_interleave(blocks)
+    place = torch.arange(len(tensor)) - (blocks.cumsum(0) - blocks)[tensor]
+    return torch.stack([tensor, place], dim=1).to(torch.int32)
+
+
+def settings_row(group: Group, adam: bool) -> list[float]:
+    """Return a group's row of the table ``settings``."""
+    decay = float(group["weight_decay"])
+    if adam:
+        own = (*group["betas"], group["eps"])
+    elif group["momentum"]:
+        own = (group["momentum"], group["dampening"], group["nesterov"])
+    else:
+        own = (0.0, 0.0, 0.0)  # without momentum torch ignores dampening
+    is_decoupled = adam and bool(group.get("decoupled_weight_decay"))
+    decays = (0.0, decay) if is_decoupled else (decay, 0.0)
+    return [float(x) for x in (group["rho"], group["eta"], *decays, *own)]
+
+
+class GradientTable:
+    """Addresses of one pass's gradients on the device, written anew when one of them changes.
+
+    Outside a graph autograd allocates gradients anew each step, so most steps write it: a copy
+    of 8 bytes a tensor from pinned memory, for which the host does not wait. A captured graph has
+    a table of its own, which is written once, by `write_captured`.
+
+    Attributes:
+        kind: Triton's type of the gradients last read, float32 or bfloat16.
+        bytes: of an element of each, 0 where there is none.
+    """
+
+    def __init__(self, params: list[Tensor], device: torch.device, uploads: Counter[str]) -> None:
+        self.kind = tl.float32
+        self.bytes: list[int] = []
+        self._params = params
+        self._table = torch.zeros(len(params), dtype=torch.int64, device=device)
+        self._uploads = uploads
+        self._facts: list[Fact | None] = []  # of gradients that needed no copy
+        self._addresses: list[int] = []
+        self._spare: Tensor | None = None
+        self._captured: list[tuple[Tensor, list[int]]] = []
+        self._written = 0  # of the captured
+
+    def point_at(
+        self, gradients: Sequence[Tensor | None]
+    ) -> tuple[Tensor, Sequence[Tensor | None]]:
+        """Return the table, int64 (tensors,), and the gradients that it points at.
+
+        They are those given, in the parameters' order, or copies that the kernels can walk: keep
+        them until the launch that reads them.
+
+        Raises:
+            RuntimeError: a gradient is sparse, or a second capture comes without a step between.
+        """
+        facts = [None if g is None else (g.dtype, g.stride()) for g in gradients]
+        if facts != self._facts:
+            gradients = self._readable(gradients, facts)
+        addresses = [0 if g is None else g.data_ptr() for g in gradients]
+        if capturing(self._table):
+            return self._own_table(addresses), gradients
+        if self._spare is None:
+            self._spare = torch.full_like(self._table, kernels.UNWRITTEN.value)
+        if addresses != self._addresses:
+            upload(addresses, self._table)
+            self._addresses = addresses
+            self._uploads["gradients"] += 1
+        return self._table, gradients
+
+    def write_captured(self) -> None:
+        """Write the tables of captured graphs that are not written yet."""
+        for table, addresses in self._captured[self._written :]:
+            upload(addresses, table)
+            self._uploads["gradients"] += 1
+        self._written = len(self._captured)
+
+    def _readable(
+        self, given: Sequence[Tensor | None], facts: list[Fact | None]
+    ) -> Sequence[Tensor | None]:
+        """Return the gradients as the kernels can walk them: laid out as p is, all of one type."""
+        kinds = {g.dtype for g in given if g is not None}
+        wanted = torch.bfloat16 if kinds == {torch.bfloat16} else torch.float32
+        readable: list[Tensor | None] = []
+        for p, g in zip(self._params, given, strict=True):
+            if g is not None and g.is_sparse:
+                raise RuntimeError("SAM does not take sparse gradients")
+            readable.append(None if g is None else in_layout_of(p, g, wanted))
+        self.kind = tl.bfloat16 if wanted == torch.bfloat16 else tl.float32
+        self.bytes = [0 if g is None else g.element_size() for g in readable]
+        as_given = all(r is g for r, g in zip(readable, given, strict=True))
+        self._facts = facts if as_given else []
+        return readable
+
+    def _own_table(self, addresses: list[int]) -> Tensor:
+        # Made before the capture, so that it lies outside of the graph's own memory, and full of
+        # UNWRITTEN: a graph that is replayed before `write_captured` skips its steps, and counts.
+        if self._spare is None:
+            raise RuntimeError("take a SAM step between two captures")
+        table, self._spare = self._spare, None
+        self._captured.append((table, addresses))
+        return table
