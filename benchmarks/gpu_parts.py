@@ -115,7 +115,7 @@ def environment(scratch: Path) -> dict[str, str]:
 def test_files() -> list[str]:
     """Return the files that hold a test marked gpu, and the compiler's test."""
     files = sorted((ROOT / "tests").glob("test_*.py"))
-    marked = [f"tests/{path.name}" for path in files if "mark.gpu" in path.read_text()]
+    marked = [f"tests/{path.name}" for path in files if "pytest.mark.gpu" in path.read_text()]
     return [*marked, "tests/test_aot.py"]
 
 

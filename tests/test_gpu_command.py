@@ -526,7 +526,12 @@ def test_a_benchmark_s_rows_are_its_table(part: str, file: str, tmp_path: Path) 
     assert any("ncu " in note for note in result.notes) == (part == "step")
 
 
-def engine_with(tmp_path: Path, change: Callable[[list[Any]], list[Any]], **setting: Any) -> Result:
+def engine_with(
+    tmp_path: Path,
+    change: Callable[[list[Any]], list[Any]] = list,
+    both: Callable[[list[Any]], list[Any]] = list,
+    **setting: Any,
+) -> Result:
     """The engine part of the tiny protocol, with a second run whose records were changed."""
     path = tiny.write(tmp_path)
     names = {"protocol": "tiny", "architecture": "resnet18", "seed": 0}
@@ -534,6 +539,7 @@ def engine_with(tmp_path: Path, change: Callable[[list[Any]], list[Any]], **sett
         dataclasses.replace(r, **names, optimizer=row, base_row=None, peak_memory=1e6)
         for r, row in zip(grid(range(1), epochs=1), ("sgd", "sgd+sam"), strict=False)
     ]
+    first = both(first)
     runs = [first, change(list(first))]
 
     def run(command: list[str], **extra: str) -> Ran:
@@ -584,6 +590,14 @@ def test_the_fields_that_differ_are_named(
     rows = result.tables["fields that differ"]
     assert {row["case"] for row in rows} == {"tiny/resnet18/sgd/seed0"}
     assert all(any(row["field"].startswith(name) for row in rows) for name in fields)
+
+
+def test_a_case_that_diverges_twice_alike_is_a_failure(tmp_path: Path) -> None:
+    result = engine_with(tmp_path, both=lambda r: [engine_diverged(r[0]), r[1]])
+    assert (result.outcome, result.summary) == ("failed", "1 of 2 cases failed or differ")
+    rows = result.tables["fields that differ"]
+    assert [row["field"] for row in rows] == ["status", "status"]
+    assert rows[0]["first"] == rows[1]["second"] == "diverged in epoch 1 of 2"
 
 
 def engine_diverged(found: Any) -> Any:
