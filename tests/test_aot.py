@@ -11,9 +11,11 @@ triton = pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("nothing compiles under TRITON_INTERPRET=1", allow_module_level=True)
 
+import torch  # noqa: E402
 import triton.language as tl  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource  # noqa: E402
+from triton.compiler import ASTSource, make_backend  # noqa: E402
+from triton.runtime.jit import create_function_from_signature  # noqa: E402
 
 from flatbench.optim import fused, kernels  # noqa: E402
 
@@ -72,7 +74,7 @@ def compile_kernel(name, constants, target):
     return triton.compile(
         ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=divisible),
         target=GPUTarget("cuda", target, 32),
-        options=fused.LAUNCH,
+        options=kernels.LAUNCH,
     )
 
 
@@ -82,6 +84,18 @@ def cuobjdump(cubin, tmp_path, *flags):
     return subprocess.run(
         [NVIDIA / "cuobjdump", *flags, file], check=True, capture_output=True, text=True
     ).stdout
+
+
+@pytest.mark.parametrize("name", ["norm_partials", "perturb", "restore_and_step", "trial"])
+def test_triton_s_binder_takes_the_kernel_s_parameters(name):
+    """It makes a Python function of them, beside names of its own: a launch's first step."""
+    kernel = getattr(kernels, name)
+    backend = make_backend(GPUTarget("cuda", 90, 32))
+    binder = create_function_from_signature(kernel.signature, kernel.params, backend)
+    arguments = {p.name: 16 if p.name == "n_chunks" else torch.zeros(4) for p in kernel.params}
+    bound, _, launch = binder(**arguments, **kernels.LAUNCH)
+    assert list(bound) == kernel.arg_names
+    assert launch == kernels.LAUNCH
 
 
 @targets
@@ -104,9 +118,9 @@ def test_full_chunks_move_128_bits_at_a_time_and_what_the_plan_counts(variant, t
     name, constants, loads, stores = VARIANTS[variant]
     compiled = compile_kernel(name, constants, target)
     # A thread moves 16 bytes an access, so a stream over a chunk of fp32 is this many of them.
-    accesses = fused.BLOCK * 4 // (16 * 32 * fused.LAUNCH["num_warps"])
+    accesses = fused.BLOCK * 4 // (16 * 32 * kernels.LAUNCH["num_warps"])
     sass = cuobjdump(compiled.asm["cubin"], tmp_path, "--dump-sass")
-    fold = fused.PARTIALS * 4 // (16 * 32 * fused.LAUNCH["num_warps"]) * (name == "perturb")
+    fold = fused.PARTIALS * 4 // (16 * 32 * kernels.LAUNCH["num_warps"]) * (name == "perturb")
     assert len(re.findall(r"LDG\.E\.128", sass)) == loads * accesses + fold
     assert len(re.findall(r"STG\.E\.128", sass)) == stores * accesses
     vector = r"global(?:\.\w+)*\.v4\.[bf]32"

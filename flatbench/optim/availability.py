@@ -55,7 +55,7 @@ def _why_no_launch(device: torch.device) -> str | None:
     failures = (AssertionError, ImportError, OSError, RuntimeError, TritonError)
     try:
         with torch.cuda.device(device):
-            kernels.trial[(1,)](torch.zeros(1, device=device))
+            kernels.trial[(1,)](torch.zeros(1, device=device), **kernels.LAUNCH)
     except (*failures, subprocess.SubprocessError) as error:
         reason = " ".join(str(error).split()) or "no message"
         return f"a trial kernel does not launch: {type(error).__name__}: {reason}"

@@ -8,7 +8,7 @@ marked ``gpu`` are for the rest: streams, graphs, synchronisation, speed.
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from itertools import compress
+from itertools import chain, compress
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -24,11 +24,8 @@ from .tables import GradientTable, Tables, capturing, chunks_of, gradient_of, se
 
 BLOCK = 2048  # elements of a chunk
 PARTIALS = 1024  # programs of a sum at most: of the norm, which later programs fold, or a check
-# Contraction off: see `kernels`. Sizes fixed: autotuning would run in-place kernels many times.
-LAUNCH: dict[str, Any] = {"num_warps": 8, "enable_fp_fusion": False}
 
 _requires_grad, _dtype = attrgetter("requires_grad"), attrgetter("dtype")
-_NO_STATE: dict[str, Any] = {}
 
 
 class Outcome(NamedTuple):
@@ -113,11 +110,11 @@ class FusedStep:
         n_chunks, kind = tables.n_chunks, tables.ascent.kind
         kernels.norm_partials[(min(n_chunks, PARTIALS),)](
             *walk, tables.partials, n_chunks,
-            GRAD=kind, ANY_ADAPTIVE=tables.any_adaptive, BLOCK=BLOCK, **LAUNCH,
+            GRAD=kind, ANY_ADAPTIVE=tables.any_adaptive, BLOCK=BLOCK, **kernels.LAUNCH,
         )  # fmt: skip
         kernels.perturb[(n_chunks,)](
             *walk, tables.schedule, tables.partials, tables.counters, norm, found_inf,
-            GRAD=kind, ADAM=self._adam, PARTIALS=PARTIALS, BLOCK=BLOCK, **LAUNCH,
+            GRAD=kind, ADAM=self._adam, PARTIALS=PARTIALS, BLOCK=BLOCK, **kernels.LAUNCH,
         )  # fmt: skip
         self.launches["norm_partials"] += 1
         self.launches["perturb"] += 1
@@ -144,7 +141,7 @@ class FusedStep:
             tables.chunks, tables.tensors, self._first_pointers, pointers, tables.settings,
             tables.schedule, tables.counters, found_inf, skipped_steps, n_chunks,
             GRAD=tables.descent.kind, ADAM=self._adam, MOMENTS=tables.moments, BLOCK=BLOCK,
-            **LAUNCH,
+            **kernels.LAUNCH,
         )  # fmt: skip
         self.launches["restore_and_step"] += 1
 
@@ -236,7 +233,8 @@ class FusedStep:
         self, groups: Sequence[Group], params: list[Tensor], wanted: list[bool]
     ) -> tuple[object, ...]:
         """Return what the tables depend on: addresses, layouts, and some of the groups' options."""
-        states = [self._base.state.get(p, _NO_STATE) for p in params]
+        # By identity, which is safe: what the tables address lives as long as they do.
+        states = chain.from_iterable(map(dict.values, self._base.state.values()))
         return (
             wanted,
             list(map(id, params)),
@@ -244,7 +242,7 @@ class FusedStep:
             list(map(Tensor.numel, params)),
             list(map(Tensor.stride, params)),
             list(map(_dtype, params)),
-            [[id(state.get(name)) for state in states] for name in self._state_names],
+            list(map(id, states)),
             [
                 (group["adaptive"], bool(group.get("momentum")), bool(group.get("amsgrad")))
                 for group in groups

@@ -26,6 +26,9 @@ a * b + c off, so that compiled and interpreted kernels round alike. No paramete
 import triton
 import triton.language as tl
 
+# How each is launched. Sizes are fixed: autotuning would run in-place kernels many times.
+LAUNCH = {"num_warps": 8, "enable_fp_fusion": False}
+
 # Columns of `tensors`.
 WEIGHT = tl.constexpr(0)
 SAVED = tl.constexpr(1)

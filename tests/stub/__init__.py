@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import subprocess
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ def build(source: str, library: Path) -> None:
 def environment(folder: Path) -> dict[str, str]:
     """Build the driver in a folder; return the environment of a process that can `install` it."""
     build("driver.c", folder / "libcuda.so.1")
+    (folder / "libcuda.so").symlink_to("libcuda.so.1")  # triton 3.5 links by this name
     ours = {FOLDER: str(folder), "TRITON_LIBCUDA_PATH": str(folder)}
     # Triton links its launcher against the stub; that must not be found where a real driver is
     cache = {"TRITON_CACHE_DIR": str(folder / "triton")}
@@ -98,10 +100,7 @@ def install(observe: Callable[[Launch], None] | None = None) -> Callable[[], int
 def _tell(observe: Callable[[Launch], None], handle: int, launch: Any, values: Any) -> int:
     try:
         observe(_described(handle, launch.contents, values))
-    except BaseException:
-        # nothing may be raised into C: the launch fails instead, and raises in Triton's name
-        import traceback
-
+    except Exception:  # noqa: BLE001 - C can't raise it: the launch fails, which Triton raises
         traceback.print_exc()
         return 1
     return 0
