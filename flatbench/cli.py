@@ -53,6 +53,10 @@ def _training_commands(commands: argparse._SubParsersAction[argparse.ArgumentPar
     run.add_argument("--compile", action="store_true", help="train through torch.compile")
     run.set_defaults(command=_run)
 
+    info = commands.add_parser("info", help="show what this machine can do, for a bug report")
+    info.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto (default)")
+    info.set_defaults(command=_info)
+
     download = commands.add_parser("download", help="fetch a data set")
     download.add_argument("name", choices=("fashion-mnist", "cifar10", "cifar100"))
     download.add_argument("--data-dir", type=Path, required=True, help="where to")
@@ -175,6 +179,19 @@ def _run(options: argparse.Namespace) -> int:
                 bad += 1
                 print(f"{record.id}: {record.reason}", flush=True)
     return 1 if bad else 0
+
+
+def _info(options: argparse.Namespace) -> int:
+    from flatbench import info
+
+    found = info.look(options.device)
+    print(found.text, flush=True)
+    # "auto" asks what there is; whoever names a GPU wants to know whether it will do
+    if options.device == "auto" or found.where.type == "cpu" or found.why_not_fused is None:
+        return 0
+    why_not = found.why_not_fused
+    print(f"flatbench: the fused step cannot run on {found.where}: {why_not}", file=sys.stderr)
+    return 1
 
 
 def _download(options: argparse.Namespace) -> int:

@@ -32,11 +32,13 @@ PADDING = 4  # pixels of black around an image that is to be cropped at random
 # The splits are the same for every case and every run, so their seed is no one's to choose.
 SPLIT_SEED = 0
 
-_TORCHVISION = {
+DOWNLOADS = {
     "fashion-mnist": torchvision.datasets.FashionMNIST,
     "cifar10": torchvision.datasets.CIFAR10,
     "cifar100": torchvision.datasets.CIFAR100,
 }
+_DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package
+_FIRST_FILE = "train-images-idx3-ubyte.gz"  # of Fashion-MNIST's four
 
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
@@ -151,20 +153,31 @@ def download(name: str, root: Path) -> None:
     """
     try:
         for train in (True, False):
-            _TORCHVISION[name](root, train=train, download=True)
+            DOWNLOADS[name](root, train=train, download=True)
     except (RuntimeError, OSError) as error:
         line = " ".join(str(error).split())
         raise UsageError(f"data set {name}: cannot be downloaded to {root}: {line}") from None
 
 
+def folder_of(name: str, root: Path) -> Path | None:
+    """Return the folder in which a downloaded data set's files would be read, or None.
+
+    Nothing is read here: the files may be damaged.
+    """
+    if name != "fashion-mnist":
+        folder: Path = root / DOWNLOADS[name].base_folder
+        return folder if folder.is_dir() else None
+    folders = (root, root / "fashion-mnist", root / "FashionMNIST" / "raw", _DEBIAN)
+    return next((folder for folder in folders if (folder / _FIRST_FILE).exists()), None)
+
+
 def _fashion_mnist(root: Path) -> tuple[tuple[Images, Labels], tuple[Images, Labels]]:
     """60,000 and 10,000 images of 28×28 (Xiao et al. 2017, arXiv:1708.07747)."""
-    debian = Path("/usr/share/datasets/fashion-mnist")
-    for folder in (root, root / "fashion-mnist", root / "FashionMNIST" / "raw", debian):
-        if (folder / "train-images-idx3-ubyte.gz").exists():
-            return _idx_pair(folder, "train"), _idx_pair(folder, "t10k")
+    folder = folder_of("fashion-mnist", root)
+    if folder is not None:
+        return _idx_pair(folder, "train"), _idx_pair(folder, "t10k")
     raise UsageError(
-        f"data set fashion-mnist: no train-images-idx3-ubyte.gz in {root} or {debian}; install "
+        f"data set fashion-mnist: no {_FIRST_FILE} in {root} or {_DEBIAN}; install "
         "Debian's package dataset-fashion-mnist, or pass the files' folder as --data-dir, or "
         f"download it: flatbench download fashion-mnist --data-dir {root}"
     )
@@ -200,7 +213,7 @@ def _idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
 def _cifar(name: str, root: Path) -> tuple[tuple[Images, Labels], tuple[Images, Labels]]:
     """50,000 and 10,000 images of 32×32×3 (Krizhevsky 2009), by torchvision's reader."""
     try:
-        parts = [_TORCHVISION[name](root, train=train) for train in (True, False)]
+        parts = [DOWNLOADS[name](root, train=train) for train in (True, False)]
     except RuntimeError:  # torchvision: not found, or its checksum is wrong
         raise UsageError(
             f"data set {name}: not found (or its checksum is wrong) in {root}; download it there "

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from tests import tiny
@@ -17,7 +18,7 @@ from tests import tiny
 ROOT = Path(__file__).parents[1]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 GPU = ROOT / ".github" / "workflows" / "benchmark-gpu.yml"
-ONE_STEP = '-k "resnet18 and sgd and sam and eager and not asam"'
+ONE_STEP = "resnet18 and sgd and sam and eager and not asam"
 
 
 def read(path: Path) -> dict[Any, Any]:
@@ -69,6 +70,7 @@ class Runner:
             "DEVICE": "cpu",
             "FLATBENCH_DATA": str(folder / "data"),
             "BASELINE_SEEDS": "100-101",
+            "STEP_ROWS": ONE_STEP,  # there are no graphs on a CPU
             "STEP_LIMIT": "median:10000%",  # no verdict on a test machine's speed
             "GITHUB_STEP_SUMMARY": str(folder / "summary.md"),
         }
@@ -99,7 +101,9 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Runner:
 def test_all_steps_in_turn(runner: Runner) -> None:
     """All but the installation, which is what the environment of this test came from."""
     assert list(runner.scripts) == [
+        "Machine",
         "Install",
+        "What this machine can do",
         "Fetch the data",
         "GPU tests",
         "Train the baseline, if there is none",
@@ -107,17 +111,22 @@ def test_all_steps_in_turn(runner: Runner) -> None:
         "Time of a step",
         "Report",
     ]
+    ran = runner("Machine")  # a CPU needs nothing
+    assert (ran.returncode, ran.stdout) == (0, "")
+    ran = runner("What this machine can do")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "SAM's auto" in ran.stdout
     ran = runner("Fetch the data")  # tiny's digits need none
     assert (ran.returncode, ran.stdout) == (0, "")
     ran = runner("GPU tests")
     assert ran.returncode == 0, ran.stdout
     assert re.search(r"\d+ skipped", ran.stdout)
-    ran = runner("Train the baseline, if there is none", ONE_STEP)
+    ran = runner("Train the baseline, if there is none", f'-k "{ONE_STEP}"')
     assert ran.returncode == 0, ran.stdout + ran.stderr
     records = sorted(runner.tree.glob("baseline/tiny/records/*.json"))
     assert len(records) == 4
     times = [path.stat().st_mtime_ns for path in records]
-    assert runner("Train the baseline, if there is none", ONE_STEP).returncode == 0
+    assert runner("Train the baseline, if there is none", f'-k "{ONE_STEP}"').returncode == 0
     assert [path.stat().st_mtime_ns for path in records] == times  # there is one: left alone
 
     runner.edit_baseline(calibration_seconds=None, peak_memory=None)  # see STEP_LIMIT
@@ -127,7 +136,7 @@ def test_all_steps_in_turn(runner: Runner) -> None:
     summary = Path(runner.environment["GITHUB_STEP_SUMMARY"])
     assert "## Comparison with the baseline: all " in summary.read_text()
 
-    ran = runner("Time of a step", ONE_STEP)
+    ran = runner("Time of a step")
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "Comparing against benchmarks from: " in ran.stdout + ran.stderr
     ran = runner("Report")
@@ -141,3 +150,138 @@ def test_all_steps_in_turn(runner: Runner) -> None:
     assert ran.returncode == 1
     assert "test_accuracy" in ran.stdout
     assert "is below" in summary.read_text()
+
+
+class Machine:
+    """A machine's programs, as scripts on a PATH of its own, for steps to be run with."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.programs = folder, folder / "programs"
+        self.programs.mkdir()
+        self.environment = read(GPU)["env"] | {
+            "PATH": f"{self.programs}:/bin:/usr/bin",
+            "CC": "a-compiler",
+            "RUNNER_TEMP": str(folder / "temp"),
+            "GITHUB_PATH": str(folder / "path"),
+        }
+        self.has("a-compiler", "")
+        self.has("ldconfig", "echo '  libcuda.so.1 (libc6,x86-64) => /lib/libcuda.so.1'")
+        self.has("nvidia-smi", "echo 580.65.06; echo 580.65.06")
+
+    def has(self, name: str, script: str) -> None:
+        (self.programs / name).write_text(f"#!/bin/bash\n{script}\n")
+        (self.programs / name).chmod(0o755)
+
+    def __call__(self, name: str) -> subprocess.CompletedProcess[str]:
+        (script,) = (step["run"] for step in steps(GPU) if step.get("name") == name)
+        return subprocess.run(
+            ["/bin/bash", "-e", "-c", script],
+            cwd=self.folder,
+            env={key: str(value) for key, value in self.environment.items()},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+def test_a_machine_that_has_all_is_taken(machine: Machine) -> None:
+    ran = machine("Machine")
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("program", "script", "lacks"),
+    [
+        ("a-compiler", None, "a C compiler (gcc or clang, or set CC)"),
+        ("ldconfig", "echo libm.so.6", "libcuda.so.1 (ldconfig -p)"),
+        ("nvidia-smi", "echo 575.57.08", "a driver of at least 580 (nvidia-smi: 575.57.08)"),
+        (
+            "nvidia-smi",
+            "echo failed. >&2; exit 9",
+            "a driver of at least 580 (nvidia-smi: failed.)",
+        ),
+    ],
+)
+def test_what_a_machine_lacks_is_one_line(
+    program: str, script: str | None, lacks: str, machine: Machine
+) -> None:
+    if script is None:
+        (machine.programs / program).unlink()
+    else:
+        machine.has(program, script)
+    ran = machine("Machine")
+    assert (ran.returncode, ran.stderr) == (1, "")
+    assert ran.stdout == f"::error::this machine lacks {lacks}\n"
+
+
+def test_all_that_a_machine_lacks_is_in_that_line(machine: Machine) -> None:
+    (machine.programs / "a-compiler").unlink()
+    machine.has("ldconfig", "")
+    (machine.programs / "nvidia-smi").unlink()
+    ran = machine("Machine")
+    assert len(ran.stdout.splitlines()) == 1
+    assert all(name in ran.stdout for name in ("C compiler", "libcuda.so.1", "driver"))
+
+
+def test_the_machine_is_looked_at_before_the_gigabytes_and_after_them() -> None:
+    names = [step.get("name") or step["uses"].partition("@")[0] for step in steps(GPU)]
+    assert names.index("Machine") < names.index("actions/setup-python") < names.index("Install")
+    assert names[names.index("Install") + 1] == "What this machine can do"
+    (look,) = (step for step in steps(GPU) if step.get("name") == "What this machine can do")
+    assert look["run"] == 'flatbench info --device "$DEVICE"'
+
+
+def test_the_driver_is_the_oldest_that_torch_s_cuda_takes() -> None:
+    oldest = {"12": 525, "13": 580}  # NVIDIA's table, which the workflow names
+    if torch.version.cuda is None:
+        pytest.skip("this torch is built without CUDA")
+    assert int(read(GPU)["env"]["DRIVER"]) == oldest[torch.version.cuda.partition(".")[0]]
+
+
+def test_the_packages_go_into_an_environment_of_the_run(machine: Machine) -> None:
+    log = machine.folder / "log"
+    own = f'echo "$0 $*" >> {log}'
+    machine.has(
+        "python",
+        f'{own}\nif [ "$2" = venv ]; then mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; fi',
+    )
+    ran = machine("Install")
+    assert ran.returncode == 0, ran.stderr
+    made = machine.folder / "temp" / "venv"
+    assert log.read_text().splitlines() == [
+        f"{machine.programs / 'python'} -m venv {made}",
+        f"{made / 'bin' / 'python'} -m pip install -q -e .[dev]",
+    ]
+    assert (machine.folder / "path").read_text() == f"{made / 'bin'}\n"
+
+
+def test_the_cache_holds_the_baseline_and_the_data_alone() -> None:
+    """The repository's cache is bounded: gigabytes of wheels would push the baseline out."""
+    kept = [step["with"] for step in steps(GPU) if "actions/cache" in step.get("uses", "")]
+    assert {with_["path"] for with_ in kept} == {"data", "baseline"}
+    for step in steps(GPU):
+        if "actions/setup-python" in step.get("uses", ""):
+            assert not {"cache", "cache-dependency-path"} & set(step["with"])
+
+
+def test_the_gate_on_steps_is_of_replayed_graphs_alone(machine: Machine) -> None:
+    log = machine.folder / "log"
+    machine.has("python", f'printf "%s\\n" "$@" > {log}')
+    assert machine("Time of a step").returncode == 0
+    words = log.read_text().splitlines()
+    assert "--benchmark-compare-fail=median:25%" in words
+    chosen = [words[i + 1] for i, word in enumerate(words) if word == "-k"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "--collect-only", "-q", "benchmarks/bench_step.py",
+         *(option for rows in chosen for option in ("-k", rows))],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    rows = re.findall(r"test_step\[(.*)\]", done.stdout)
+    assert len(rows) == 24
+    assert all(row.endswith("+graph") for row in rows)
