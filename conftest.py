@@ -173,12 +173,13 @@ def _stem(config: pytest.Config, whole: str) -> str:
 def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
     """Train the selected cases in the background while the tests wait for them in turn."""
     config = session.config
-    if not config.stash[GRID] or config.option.collectonly:
+    cases = config.stash.get(GRID, ())  # xdist's workers collect, this process doesn't
+    if not cases or config.option.collectonly:
         return (yield)
     with (
         _usage(),
         engine.start(
-            config.stash[GRID],
+            cases,
             device=config.getoption("device"),
             workers=config.getoption("workers"),
             data_dir=config.getoption("data_dir"),

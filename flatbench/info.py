@@ -58,7 +58,7 @@ def look(name: str = "auto") -> Info:
         ("processor", provenance.processor()),
         ("cores", f"{engine.cores()} usable, torch takes {torch.get_num_threads()} threads"),
         *_devices(reason),
-        ("driver", provenance._driver() or "not found: no answer from nvidia-smi"),
+        ("driver", provenance.driver() or "not found: no answer from nvidia-smi"),
         ("C compiler", _compiler()),
         ("libcuda", _libcuda()),
         ("SAM's auto", _implementation(where, why_not)),
@@ -145,13 +145,16 @@ def _implementation(where: torch.device, why_not: str | None) -> str:
 
 
 def _precision() -> str:
-    """Return what torch computes fp32 in; "none" is torch's word for a choice left to it."""
+    """Return what torch computes fp32 in; "none" is torch's word for a choice left to it.
+
+    `device.use_ieee_fp32` makes it IEEE in every run.
+    """
     settings = {
         "convolutions": torch.backends.cudnn.conv.fp32_precision,  # type: ignore[attr-defined]
         "matrix products": torch.backends.cuda.matmul.fp32_precision,
     }
     chosen = (f"{kind} {'ieee' if x == 'none' else x}" for kind, x in settings.items())
-    return f"{', '.join(chosen)} (torch's choice; a run may set its own)"
+    return f"{', '.join(chosen)} in torch; ieee in every run of flatbench's"
 
 
 def _data_sets() -> list[tuple[str, str]]:

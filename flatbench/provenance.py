@@ -89,7 +89,7 @@ def describe(device: torch.device, precision: str) -> dict[str, Any]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "device_kind": device.type,
         "device": _device_name(device),
-        "driver": _driver() if on_cuda else None,
+        "driver": driver() if on_cuda else None,
         "cuda": torch.version.cuda if on_cuda else None,
         "cudnn": _cudnn() if on_cuda else None,
         "precision": precision,
@@ -107,7 +107,8 @@ def _cudnn() -> int | None:
 
 
 @functools.cache
-def _driver() -> str | None:
+def driver() -> str | None:
+    """Return the version of NVIDIA's driver, or None where nothing tells."""
     try:
         done = subprocess.run(
             ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],

@@ -12,6 +12,10 @@ from tests.settings import put_back
 hypothesis.settings.register_profile("flatbench", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("flatbench")
 
+# The pytest runs that tests start are nobody's workers: pytest-benchmark would measure nothing.
+for name in [name for name in os.environ if name.startswith("PYTEST_XDIST_")]:
+    del os.environ[name]
+
 # cuBLAS reads this at its first call, whichever test makes it.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 

@@ -42,7 +42,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda where: CARD)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda where: (9, 0))
-    monkeypatch.setattr(provenance, "_driver", lambda: "580.82.07")
+    monkeypatch.setattr(provenance, "driver", lambda: "580.82.07")
     monkeypatch.setattr(gpu, "missing", list)
 
 

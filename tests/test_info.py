@@ -53,7 +53,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         "get_device_capability",
         lambda where: (cards[where.index or 0].major, cards[where.index or 0].minor),
     )
-    monkeypatch.setattr(provenance, "_driver", lambda: "580.82.07")
+    monkeypatch.setattr(provenance, "driver", lambda: "580.82.07")
     monkeypatch.setattr(info, "why_not_fused", lambda where: None)
 
 
@@ -188,8 +188,8 @@ def test_libcuda_is_sought_where_triton_seeks_it(
 @pytest.mark.parametrize(
     ("convolutions", "products", "says"),
     [
-        ("ieee", "tf32", "convolutions ieee, matrix products tf32 ("),
-        ("tf32", "none", "convolutions tf32, matrix products ieee ("),
+        ("ieee", "tf32", "convolutions ieee, matrix products tf32 in torch; ieee in every run"),
+        ("tf32", "none", "convolutions tf32, matrix products ieee in torch; ieee in every run"),
     ],
 )
 def test_the_precision_in_force(convolutions: str, products: str, says: str) -> None:

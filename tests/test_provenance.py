@@ -173,9 +173,9 @@ def test_what_a_run_on_a_gpu_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda where: f"GPU {where}")
-    provenance._driver.cache_clear()
+    provenance.driver.cache_clear()
     said = provenance.describe(torch.device("cuda:1"), "fp32")
-    provenance._driver.cache_clear()
+    provenance.driver.cache_clear()
     assert (said["device_kind"], said["device"]) == ("cuda", "GPU cuda:1")
     assert said["driver"] == "555.42.06"
     assert said["cuda"] == torch.version.cuda

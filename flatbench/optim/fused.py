@@ -91,6 +91,7 @@ class FusedStep:
         self._counts: dict[Tensor, Tensor] = {}
         self._tables: Tables | None = None
         self._synced: dict[str, list[Any]] = {}
+        self._binaries: dict[tuple[Any, ...], Any] = {}  # of the kernels, by their constants
 
     def ascend(self) -> list[Tensor]:
         """Launches 1 and 2: the norm, then w saved and perturbed.
@@ -108,16 +109,15 @@ class FusedStep:
         walk = (tables.chunks, tables.tensors, pointers, tables.settings)
         norm, found_inf, _ = self._outcome
         n_chunks, kind = tables.n_chunks, tables.ascent.kind
-        kernels.norm_partials[(min(n_chunks, PARTIALS),)](
-            *walk, tables.partials, n_chunks,
-            GRAD=kind, ANY_ADAPTIVE=tables.any_adaptive, BLOCK=BLOCK, **kernels.LAUNCH,
+        self._launch(
+            "norm_partials", min(n_chunks, PARTIALS), *walk, tables.partials, n_chunks,
+            GRAD=kind, ANY_ADAPTIVE=tables.any_adaptive, BLOCK=BLOCK,
         )  # fmt: skip
-        kernels.perturb[(n_chunks,)](
+        self._launch(
+            "perturb", n_chunks,
             *walk, tables.schedule, tables.partials, tables.counters, norm, found_inf,
-            GRAD=kind, ADAM=self._adam, PARTIALS=PARTIALS, BLOCK=BLOCK, **kernels.LAUNCH,
+            GRAD=kind, ADAM=self._adam, PARTIALS=PARTIALS, BLOCK=BLOCK,
         )  # fmt: skip
-        self.launches["norm_partials"] += 1
-        self.launches["perturb"] += 1
         self._first_pointers = pointers
         return [p for p, g in zip(tables.params, gradients, strict=True) if g is not None]
 
@@ -137,13 +137,30 @@ class FusedStep:
         pointers, _gradients = tables.descent.point_at(list(map(gradient_of, tables.params)))
         _, found_inf, skipped_steps = self._outcome
         n_chunks = tables.n_chunks
-        kernels.restore_and_step[(n_chunks + min(n_chunks, PARTIALS),)](
+        self._launch(
+            "restore_and_step", n_chunks + min(n_chunks, PARTIALS),
             tables.chunks, tables.tensors, self._first_pointers, pointers, tables.settings,
             tables.schedule, tables.counters, found_inf, skipped_steps, n_chunks,
             GRAD=tables.descent.kind, ADAM=self._adam, MOMENTS=tables.moments, BLOCK=BLOCK,
-            **kernels.LAUNCH,
         )  # fmt: skip
-        self.launches["restore_and_step"] += 1
+
+    def _launch(self, name: str, programs: int, *arguments: Any, **constants: Any) -> None:
+        """Launch a kernel, and from its second time on the binary that the first one made.
+
+        Triton would look for it by each argument's type and alignment, and compare all constants
+        of the kernels' module: half of a launch's time on the host. Here the constants tell: every
+        argument is a number of one type, or a tensor of our own, which is aligned.
+        """
+        key = (name, *constants.values())
+        binary = self._binaries.get(key)
+        if binary is None:
+            kernel = getattr(kernels, name)
+            # None from Triton's interpreter
+            binary = kernel[(programs,)](*arguments, **constants, **kernels.LAUNCH)
+            self._binaries[key] = binary
+        else:
+            binary[(programs, 1, 1)](*arguments, *constants.values())
+        self.launches[name] += 1
 
     def sync(self) -> None:
         """Bring to the device what a replayed graph reads there: settings, and its gradients."""

@@ -8,6 +8,7 @@ the driver Triton's.
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import subprocess
 import traceback
@@ -69,6 +70,7 @@ _Observer = ctypes.CFUNCTYPE(
 _kept: list[Any] = []  # a callback that C holds must not be collected
 
 
+@functools.cache
 def install(observe: Callable[[Launch], None] | None = None) -> Callable[[], int]:
     """Make the driver Triton's; return what counts the launches. Once a process.
 
@@ -80,7 +82,7 @@ def install(observe: Callable[[Launch], None] | None = None) -> Callable[[], int
     from triton.backends.nvidia.driver import CudaDriver
     from triton.runtime.driver import driver
 
-    class StubDriver(CudaDriver):
+    class StubDriver(CudaDriver):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.get_current_device = lambda: 0
