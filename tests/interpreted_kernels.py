@@ -5,8 +5,10 @@ and torch.optim. Chunks are made small, so that small tensors span several of th
 """
 
 import copy
+import gc
 import itertools
 import math
+import weakref
 
 import hypothesis.strategies as st
 import pytest
@@ -463,6 +465,19 @@ def test_memory_formats(layout, gradient, base):
             for step in (sam, check):
                 (step.first_step if _half == 0 else step.second_step)()
     assert relative_error([ours], [theirs]) <= 1e-6
+
+
+def test_memory_is_free_without_the_garbage_collector():
+    params = parameters((70,))
+    sam = optimizer(params)
+    run(params, sam, 2)
+    left = [weakref.ref(sam), weakref.ref(sam._fused_step()), weakref.ref(params[0])]
+    gc.disable()
+    try:
+        del sam, params
+        assert [ref() for ref in left] == [None] * 3
+    finally:
+        gc.enable()
 
 
 def test_tied_weights_are_one_parameter():

@@ -107,10 +107,9 @@ def test_auto_says_once_why_it_is_eager(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(sam, "why_not_fused", why_not)
     w = nn.Parameter(torch.ones(3))
+    optimizers = [Elsewhere([w], torch.optim.SGD, lr=1.0) for _ in range(3)]
     with pytest.warns(RuntimeWarning) as caught:
-        optimizers = [Elsewhere([w], torch.optim.SGD, lr=1.0) for _ in range(3)]
-        implementations = [optimizer.implementation for optimizer in optimizers]
-    assert implementations == ["eager"] * 3
+        assert [optimizer.implementation for optimizer in optimizers] == ["eager"] * 3
     assert asked == [CUDA] * 3
     (warning,) = caught
     assert str(warning.message) == "SAM takes its eager step on cuda:0: no C compiler is found"

@@ -1,7 +1,9 @@
 """The README shows what the code printed, and names what is there."""
 
+import itertools
 import json
 import re
+import statistics
 from pathlib import Path
 
 from flatbench import record, report
@@ -58,6 +60,43 @@ def test_its_speed_is_that_of_the_committed_benchmarks() -> None:
     assert f"({min(compiled):.2f} to {max(compiled):.2f} times after" in text
     assert f"{min(sam):.1f} to {max(sam):.1f} times with SAM" in text
     assert f"{min(asam):.1f} to {max(asam):.1f} times with ASAM" in text
+
+
+def test_its_flatness_is_that_of_the_committed_records() -> None:
+    """At equal epochs and at equal gradients, each mean over a cell's seeds."""
+    records = record.collect([ROOT / "results" / "fashion" / "benchmark.json"])
+    measures = [name for name in records[0].sharpness if not name.endswith("_error")]
+
+    def mean(architecture: str, optimizer: str, measure: str) -> float:
+        cell = [r for r in records if (r.architecture, r.optimizer) == (architecture, optimizer)]
+        values = [r.sharpness.get(measure, r.sam_sharpness) for r in cell]
+        return statistics.mean(values)
+
+    pairs = itertools.product(("resnet18", "vgg16"), ("sgd", "adam"), [*measures, "sam_sharpness"])
+    flatter = [mean(a, f"{o}-2x", m) < mean(a, f"{o}+sam", m) for a, o, m in pairs]
+    text = " ".join(README.split())
+    assert f"flatter still by {sum(flatter)} of the {len(flatter)} comparisons of six" in text
+    eigenvalue = "hessian_max_eigenvalue"
+    shown = [
+        f"{mean(a, row, eigenvalue):.{digits}f}"
+        for row, digits in (("adam+sam", 0), ("adam", 0), ("adam-2x", 1))
+        for a in ("resnet18", "vgg16")
+    ]
+    assert (
+        "largest eigenvalue is {0} against {2} on ResNet-18 and {1} against {3} on VGG-16. But"
+    ).format(*shown) in text
+    assert "the same eigenvalues are {4} and {5}.".format(*shown) in text
+
+
+def test_its_host_time_is_that_of_the_committed_benchmark() -> None:
+    table = json.loads((ROOT / "results" / "speed" / "host.json").read_text())
+    times = [
+        b["extra_info"]["host_microseconds"]
+        for b in table["benchmarks"]
+        if b["name"].endswith("fused-host]")
+    ]
+    assert len(times) == 4
+    assert f"{min(times):.0f} to {max(times):.0f} µs a step" in " ".join(README.split())
 
 
 def test_its_files_are_there() -> None:

@@ -1,18 +1,23 @@
 """SAM against torch.optim, closed forms in float64, and a numpy implementation of the papers."""
 
+import contextlib
 import copy
+import functools
+import gc
 import io
 import itertools
 import math
 import pickle
+import types
 import warnings
+import weakref
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from flatbench.optim import SAM, frozen_batchnorm
+from flatbench.optim import SAM, eager, frozen_batchnorm
 
 BASES = {
     "sgd": (torch.optim.SGD, {"lr": 0.1}),
@@ -479,6 +484,28 @@ def test_a_sparse_second_gradient_is_an_error():
     assert w.tolist() == [1.0, 1.0]
 
 
+@pytest.mark.parametrize("base", ["momentum", "adam"])
+def test_strides_that_mean_nothing_are_the_parameter_s_own(base):
+    """torch's fused steps on CUDA fail on others, as a 1 × 1 convolution's gradient may have."""
+    kind, kwargs = BASES[base]
+    w = nn.Parameter(torch.randn(4, 3, 1, 1).to(memory_format=torch.channels_last))
+    optimizer = SAM([w], kind, **kwargs)
+    other = (3, 1, 1, 1)
+    assert w.stride() != other
+    for half in (optimizer.first_step, optimizer.second_step):
+        w.grad = torch.randn(12).as_strided(w.shape, other)
+        values = w.grad.clone()
+        half()
+    assert w.grad.stride() == w.stride()
+    assert_bitwise(w.grad, values)
+    state = copy.deepcopy(optimizer.state_dict())
+    for name, t in state["state"][0].items():
+        if t.shape == w.shape:
+            state["state"][0][name] = t.as_strided(w.shape, other)
+    optimizer.load_state_dict(state)
+    assert all(t.stride() == w.stride() for t in optimizer.state[w].values() if t.dim())
+
+
 def test_found_inf_may_be_set_for_a_second_gradient_known_to_be_bad():
     w = nn.Parameter(torch.ones(2))
     optimizer = SAM([w], torch.optim.SGD, lr=1.0, momentum=0.9)
@@ -488,6 +515,68 @@ def test_found_inf_may_be_set_for_a_second_gradient_known_to_be_bad():
     optimizer.second_step()
     assert w.tolist() == [1.0, 1.0]
     assert optimizer.skipped_steps.item() == 1
+
+
+# Devices and memory.
+
+
+def test_every_half_step_runs_on_the_parameters_device(monkeypatch):
+    """Streams, captures and launches go by the current device, wherever the tensors are."""
+    depth, seen = 0, []
+
+    @contextlib.contextmanager
+    def on_device(self):
+        nonlocal depth
+        depth += 1
+        yield
+        depth -= 1
+
+    def recorded(owner, name):
+        function = getattr(owner, name)
+
+        def record(*arguments):
+            seen.append((name, depth > 0))
+            return function(*arguments)
+
+        monkeypatch.setattr(owner, name, record)
+
+    monkeypatch.setattr(SAM, "_on_device", on_device)
+    recorded(SAM, "_ascend")
+    recorded(SAM, "_base_step")
+    recorded(eager, "restore")
+    w = nn.Parameter(torch.ones(2))
+    optimizer = SAM([w], torch.optim.SGD, lr=1.0)
+    w.grad = torch.ones(2)
+    optimizer.first_step()
+    optimizer.restore()
+    optimizer.first_step()
+    optimizer.second_step()
+    names = ["_ascend", "restore", "_ascend", "restore", "_base_step"]
+    assert seen == [(name, True) for name in names]
+
+
+def test_the_device_of_a_half_step_is_that_of_the_parameters():
+    class Elsewhere:
+        gradient_norm = types.SimpleNamespace(device=torch.device("cuda", 1))
+
+    guard = SAM._on_device(Elsewhere())
+    assert isinstance(guard, torch.cuda.device)
+    assert guard.idx == 1
+
+
+@every_base
+def test_memory_is_free_without_the_garbage_collector(base):
+    model = network()
+    optimizer = sam(model, base)
+    backward(model)
+    optimizer.step(functools.partial(backward, model))
+    left = [weakref.ref(optimizer), *(weakref.ref(p) for p in model.parameters())]
+    gc.disable()
+    try:
+        del optimizer, model
+        assert [ref() for ref in left] == [None] * len(left)
+    finally:
+        gc.enable()
 
 
 # The order of the half-steps, and step(closure).

@@ -3,6 +3,7 @@
 import functools
 import inspect
 import warnings
+import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
@@ -266,10 +267,18 @@ class SAM(Optimizer):
             self._attach()
 
     def _attach(self) -> None:
-        self.base_optimizer.register_load_state_dict_post_hook(self._follow_base)
+        # Weakly: a circle would keep the state's memory until the garbage collector comes.
+        follow = weakref.WeakMethod(self._follow_base)
+
+        def tell(_: Optimizer) -> None:
+            method = follow()
+            if method is not None:
+                method()
+
+        self.base_optimizer.register_load_state_dict_post_hook(tell)
         self._follow_base()
 
-    def _follow_base(self, _: Optimizer | None = None) -> None:
+    def _follow_base(self) -> None:
         """Share the base's groups and state, which a load replaces."""
         self.param_groups = self.base_optimizer.param_groups
         self.state = self.base_optimizer.state
@@ -315,17 +324,11 @@ class SAM(Optimizer):
                 alike.setdefault(is_adaptive(group, i), []).append(p)
             for adaptive, weights in alike.items():
                 grads = [p.grad for p in weights if p.grad is not None]
-                saved = [self._saved_copy(p) for p in weights]
+                saved = [_saved_copy(self._saved, p) for p in weights]
                 segments.append(
                     eager.Segment(weights, grads, saved, group["rho"], adaptive, group["eta"])
                 )
         return segments
-
-    def _saved_copy(self, p: Tensor) -> Tensor:
-        saved = self._saved.get(p)
-        if saved is None or _form(saved) != _form(p):
-            saved = self._saved[p] = torch.empty_like(p, requires_grad=False)
-        return saved
 
     def _base_step(self) -> None:
         base = self.base_optimizer
@@ -371,7 +374,8 @@ class SAM(Optimizer):
             reason = fused.refusal(type(self.base_optimizer), self.param_groups)
             if reason is None:
                 outcome = fused.Outcome(self.gradient_norm, self.found_inf, self.skipped_steps)
-                return fused.FusedStep(self.base_optimizer, self._saved_copy, outcome)
+                saved_copy = functools.partial(_saved_copy, self._saved)
+                return fused.FusedStep(self.base_optimizer, saved_copy, outcome)
         elif not wanted:
             _warn_of_eager(str(device), reason)
         if wanted:
@@ -403,6 +407,14 @@ class SAM(Optimizer):
                 f"{what} between first_step and second_step: the weights are perturbed now; "
                 "call second_step (or restore) first"
             )
+
+
+def _saved_copy(copies: dict[Tensor, Tensor], p: Tensor) -> Tensor:
+    """Return the memory in which p is saved, made if there is none of p's form."""
+    copy = copies.get(p)
+    if copy is None or _form(copy) != _form(p):
+        copy = copies[p] = torch.empty_like(p, requires_grad=False)
+    return copy
 
 
 def _form(t: Tensor) -> tuple[object, ...]:
