@@ -198,7 +198,7 @@ def test_every_element_is_written_and_none_outside(base, offset):
     reference = clone(params, torch.float64)
     sam = optimizer(params, base, adaptive=True, eta=0.01, rho=0.1)
     copies = [Poisoned(torch.full((n,), math.nan), offset) for n in sizes]
-    sam._saved = {p: c.inside for p, c in zip(params, copies, strict=True)}
+    sam._saved.update({p: c.inside for p, c in zip(params, copies, strict=True)})
     moments = []
     for p in params:
         for name in {"sgd": (), "momentum": ("momentum_buffer",)}.get(
