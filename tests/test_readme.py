@@ -49,6 +49,8 @@ def test_its_speed_is_that_of_the_committed_benchmarks() -> None:
     (over_base,) = of("trainer", "sam_over_base", "full-width")
     narrow = of("trainer", "ratio_to_plain_loop", "narrow")
     compiled = of("trainer", "compiled_speedup", "")
+    rate, copy = (of("step", f"{name}gigabytes_per_second", "-sam-eager") for name in ("", "copy_"))
+    shares = [100 * a / b for a, b in zip(rate, copy, strict=True)]
     sam = of("step", "ratio_to_per_tensor", "-sam-eager")
     asam = of("step", "ratio_to_per_tensor", "-asam-eager")
     text = " ".join(README.split())
@@ -60,6 +62,7 @@ def test_its_speed_is_that_of_the_committed_benchmarks() -> None:
     assert f"({min(compiled):.2f} to {max(compiled):.2f} times after" in text
     assert f"{min(sam):.1f} to {max(sam):.1f} times with SAM" in text
     assert f"{min(asam):.1f} to {max(asam):.1f} times with ASAM" in text
+    assert f"moves {min(shares):.0f} to {max(shares):.0f} % of the bytes" in text
 
 
 def test_its_flatness_is_that_of_the_committed_records() -> None:
