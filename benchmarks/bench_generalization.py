@@ -14,10 +14,11 @@ from collections.abc import Callable
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from flatbench import compare, gate, verdict
-from flatbench.cases import Case
+from flatbench import gate
 from flatbench.errors import UsageError
-from flatbench.record import Record
+from flatbench.gate import compare, verdict
+from flatbench.protocols.cases import Case
+from flatbench.records.record import Record
 
 
 class TrainingClock:

@@ -46,8 +46,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.plain import PerTensorSAM, PlainLoop
 from benchmarks.timing import Step, clock, in_turns
-from flatbench import data, device, engine, trainer
-from flatbench.cases import Case, from_id
+from flatbench import data
+from flatbench.execution import local
+from flatbench.protocols.cases import Case, from_id
+from flatbench.training import devices, trainer
 
 IMAGES = 2048  # of the full-width case
 CASES = {
@@ -141,16 +143,16 @@ class Seat:
 
 
 def _work(connection: Connection, seat: Seat) -> None:
-    where = device.bind(torch.device(seat.where))
-    device.keep_freed_memory()
-    device.make_deterministic(where)
-    device.use_ieee_fp32(where)
+    where = devices.bind(torch.device(seat.where))
+    devices.keep_freed_memory()
+    devices.make_deterministic(where)
+    devices.use_ieee_fp32(where)
     torch.set_num_threads(seat.threads)
     case = from_id(seat.case)
     step, run = flatbench_step(case, images_for(case, where, seat.data_dir), seat.compiled)
     while connection.recv():
         step()
-        device.synchronise(where)
+        devices.synchronise(where)
         connection.send(None)
     connection.send(all(bool(p.isfinite().all()) for p in run.model.parameters()))
 
@@ -188,7 +190,7 @@ def test_trainer(
     batch_size = case.protocol.training.batch_size
     is_narrow = name.startswith("narrow")
     # a narrow network trains on one thread, and the grid's other cases beside it
-    workers = engine.cores() if is_narrow and where.type == "cpu" else 1
+    workers = local.cores() if is_narrow and where.type == "cpu" else 1
     own = 1 if is_narrow else torch.get_num_threads()
     rounds, iterations = (9, 20) if is_narrow or where.type == "cuda" else (7, 1)
     data_dir = request.config.getoption("data_dir")

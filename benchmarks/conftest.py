@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flatbench import device
+from flatbench.training import devices
 
 
 @pytest.fixture
@@ -13,7 +13,7 @@ def where(request: pytest.FixtureRequest) -> torch.device:
     """The device, with nothing of ours running beside it."""
     if any("grid_case" in getattr(item, "fixturenames", ()) for item in request.session.items):
         pytest.skip(f"a grid is training beside it: run {request.path.name} alone")
-    found = device.find(request.config.getoption("device"))
+    found = devices.find(request.config.getoption("device"))
     if found.type == "cuda":
         torch.cuda.set_device(found)
     return found

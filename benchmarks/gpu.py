@@ -36,7 +36,7 @@ from benchmarks import gpu_parts
 from benchmarks.gpu_pages import IDENTITY, exit_code, join, page, read
 from benchmarks.gpu_parts import PARTS, ROOT, Ran, Result, Setting, TimedOut
 from flatbench.errors import UsageError
-from flatbench.record import write_atomically, write_json
+from flatbench.records.record import write_atomically, write_json
 
 # What the parts import, by the name to import and the name to install.
 PACKAGES = {
@@ -134,7 +134,7 @@ def machine(where: Any) -> dict[str, Any]:
     """Return what a part's result depends on: card, driver, versions, sources."""
     import torch
 
-    from flatbench import provenance
+    from flatbench.records import provenance
 
     said = provenance.describe(where, "")
     capability = torch.cuda.get_device_capability(where) if where.type == "cuda" else None

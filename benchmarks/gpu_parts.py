@@ -129,8 +129,8 @@ def tests(setting: Setting, run: Run) -> Result:
 
 def engine(setting: Setting, run: Run) -> Result:
     """A protocol through the engine twice, the second time with its cases in reverse order."""
-    from flatbench import protocol
-    from flatbench.cases import grid
+    from flatbench.protocols import protocol
+    from flatbench.protocols.cases import grid
 
     settings = protocol.load(setting.protocol)
     reverse = [
@@ -175,7 +175,7 @@ def engine(setting: Setting, run: Run) -> Result:
 
 
 def _records(folder: Path) -> dict[str, Any]:
-    from flatbench import record
+    from flatbench.records import record
 
     return {found.id: found for found in record.collect([folder])} if folder.exists() else {}
 

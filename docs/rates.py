@@ -15,11 +15,12 @@ import numpy as np
 from scipy import optimize, stats
 from tabulate import tabulate
 
-from flatbench import compare, gate
-from flatbench.record import Record, collect
-from flatbench.report.text import ranges
-from flatbench.scales import unscaled
+from flatbench import gate
+from flatbench.gate import compare
+from flatbench.gate.scales import unscaled
+from flatbench.records.record import Record, collect
 from flatbench.stats import FloatArray, detectable_shift, prediction_limit
+from flatbench.text import ranges
 
 GRIDS = 10_000
 CELLS = 8  # 4 rows x 2 architectures

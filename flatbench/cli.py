@@ -7,9 +7,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from flatbench import __version__, protocol
-from flatbench.cases import Case, from_id, grid
+from flatbench import __version__
 from flatbench.errors import UsageError
+from flatbench.protocols import protocol
+from flatbench.protocols.cases import Case, from_id, grid
 
 # Modules that import torch or pandas are imported by the command that needs them: `list` and
 # `--help` answer at once.
@@ -159,20 +160,20 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from flatbench import engine
+    from flatbench.execution import local
 
     cases = _cases(options)
     bad = 0
-    with engine.start(
+    with local.start(
         cases,
         device=options.device,
         workers=options.workers,
         data_dir=options.data_dir,
-        store=engine.Store(options.results, options.resume, options.keep_weights),
+        store=local.Store(options.results, options.resume, options.keep_weights),
         compiled=options.compile,
     ) as run:
         for case in cases:
-            record = engine.follow(run, case, sys.stderr)
+            record = local.follow(run, case, sys.stderr)
             if record.status == "completed":
                 print(f"{record.id}: {record.test_accuracy:.2f} %", flush=True)
             else:
@@ -182,7 +183,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _info(options: argparse.Namespace) -> int:
-    from flatbench import info
+    from flatbench.study import info
 
     found = info.look(options.device)
     print(found.text, flush=True)
@@ -202,14 +203,15 @@ def _download(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from flatbench import record, report
+    from flatbench import report
+    from flatbench.records import record
 
     if options.target is not None and not 0 <= options.target <= 100:
         raise UsageError(f"--target = {options.target}: allowed is a number from 0 to 100")
     records = record.collect(options.paths)
     text = report.render(records, options.format, target=options.target)
     if options.figures is not None:
-        from flatbench import figures
+        from flatbench.report import figures
 
         figures.write(records, options.figures)
     if options.output is None:
@@ -220,7 +222,8 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _baseline(options: argparse.Namespace) -> int:
-    from flatbench import gate, record
+    from flatbench import gate
+    from flatbench.records import record
 
     if options.reference is not None:
         if options.paths or options.level or options.measures:
@@ -236,7 +239,8 @@ def _baseline(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from flatbench import compare, record, verdict
+    from flatbench.gate import compare, verdict
+    from flatbench.records import record
 
     alarm = compare.ALARM if options.alarm is None else options.alarm
     baseline = compare.read_baseline(options.baseline)
@@ -250,8 +254,9 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _landscape(options: argparse.Namespace) -> int:
-    from flatbench import device, engine
+    from flatbench.execution import local
     from flatbench.landscape.drawing import View, draw
+    from flatbench.training import devices
 
     cases = [from_id(text, options.protocol) for text in options.cases]
     is_line = options.directions == "line"
@@ -265,9 +270,9 @@ def _landscape(options: argparse.Namespace) -> int:
     files = draw(
         cases,
         view,
-        engine.Store(options.results),
+        local.Store(options.results),
         options.output or options.results / cases[0].protocol.name / "landscapes",
-        where=device.find(options.device),
+        where=devices.find(options.device),
         data_dir=options.data_dir,
     )
     print("\n".join(map(str, files)))

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from flatbench.record import Epoch, Record
+from flatbench.records.record import Epoch, Record
 
 MEANS = {"sgd": 88.5, "sgd+sam": 93.1, "adam": 70.3, "adam+sam": 82.9}
 PROVENANCE = {

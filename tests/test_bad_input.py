@@ -12,10 +12,11 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from flatbench import cli, gate, protocol, report
-from flatbench.compare import compare
+from flatbench import cli, gate, report
 from flatbench.errors import UsageError
-from flatbench.record import collect, from_json
+from flatbench.gate.compare import compare
+from flatbench.protocols import protocol
+from flatbench.records.record import collect, from_json
 from tests.synthetic import grid, record
 
 pytestmark = pytest.mark.filterwarnings("ignore:Glyph")

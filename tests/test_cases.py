@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from flatbench.cases import Case, grid
 from flatbench.errors import UsageError
-from flatbench.protocol import Protocol
+from flatbench.protocols.cases import Case, grid
+from flatbench.protocols.protocol import Protocol
 from tests import tiny
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from flatbench import checkpoint, trainer
-from flatbench.cases import Case, grid
-from flatbench.protocol import load
-from flatbench.record import Record, from_json
+from flatbench.protocols.cases import Case, grid
+from flatbench.protocols.protocol import load
+from flatbench.records.record import Record, from_json
+from flatbench.training import checkpoint, trainer
 
 TINY = """
 [data]
@@ -183,7 +183,7 @@ def test_killed_twenty_times_at_random(case: Case, uninterrupted: Record, tmp_pa
     kills = 0
 
     def train() -> None:
-        from flatbench.record import write_json
+        from flatbench.records.record import write_json
 
         record = trainer.train(case, checkpoints=path, resume=True)
         write_json(result, record.to_json())

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from flatbench import cli, protocol, record
-from flatbench.record import Record
+from flatbench import cli
+from flatbench.protocols import protocol
+from flatbench.records import record
+from flatbench.records.record import Record
 from tests import tiny
 from tests.synthetic import MEANS, grid
 
@@ -217,8 +219,9 @@ def test_a_landscape_s_centre_is_the_trained_network(trained: tuple[Path, Path])
     import torch
     from safetensors.torch import load_file
 
-    from flatbench import data, measures, models, trainer
-    from flatbench.cases import from_id
+    from flatbench import data, models
+    from flatbench.protocols.cases import from_id
+    from flatbench.training import measuring, trainer
 
     path, folder = trained
     case = "tiny/resnet18/sgd+sam/seed0"
@@ -231,7 +234,7 @@ def test_a_landscape_s_centre_is_the_trained_network(trained: tuple[Path, Path])
     model.load_state_dict(load_file(folder / "tiny" / "records" / f"{stem}.safetensors"))
     run = from_id(case, str(path))
     dataset = data.load(run.protocol.data)
-    picked = measures.examples(dataset, run.protocol.sharpness)
+    picked = measuring.examples(dataset, run.protocol.sharpness)
     labels = trainer.training_labels(run, dataset)
     assert not torch.equal(labels, dataset.train.labels)
     with torch.no_grad():

@@ -3,11 +3,12 @@ import dataclasses
 import numpy as np
 import pytest
 
-from flatbench import compare as module
-from flatbench import gate, rates
-from flatbench.compare import against, compare, fits, read_baseline
+from docs import rates
+from flatbench import gate
 from flatbench.errors import UsageError
-from flatbench.record import write_json
+from flatbench.gate import compare as module
+from flatbench.gate.compare import against, compare, fits, read_baseline
+from flatbench.records.record import write_json
 from tests import tiny
 from tests.synthetic import MEANS, grid, record
 

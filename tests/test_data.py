@@ -24,7 +24,7 @@ from torchvision.transforms import functional as reference
 
 from flatbench import data
 from flatbench.errors import UsageError
-from flatbench.protocol import Data
+from flatbench.protocols.protocol import Data
 
 DIGITS = Data("digits")
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from flatbench import device
 from flatbench.errors import UsageError
+from flatbench.training import devices
 from tests.settings import put_back, settings
 
 
@@ -44,7 +44,7 @@ def not_allowed(name: str) -> str:
 )
 @pytest.mark.usefixtures("gpus")
 def test_names_of_devices(name: str, found: str) -> None:
-    assert device.find(name) == torch.device(found)
+    assert devices.find(name) == torch.device(found)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_names_of_devices(name: str, found: str) -> None:
 @pytest.mark.usefixtures("gpus")
 def test_a_device_that_is_not_there_is_one_line(name: str, expected: str) -> None:
     with pytest.raises(UsageError) as caught:
-        device.find(name)
+        devices.find(name)
     assert str(caught.value) == expected
 
 
@@ -72,8 +72,8 @@ def test_settings_of_arithmetic_are_put_back() -> None:
     with put_back():
         torch.set_num_threads(threads)
         torch.backends.cudnn.benchmark = True
-        device.make_deterministic(torch.device("cuda"))
-        device.use_ieee_fp32(torch.device("cuda"))
+        devices.make_deterministic(torch.device("cuda"))
+        devices.use_ieee_fp32(torch.device("cuda"))
         assert settings() != before
     assert settings() == before
 
@@ -96,7 +96,7 @@ def test_a_gpu_becomes_the_current_one(
 ) -> None:
     seen: list[str] = []
     monkeypatch.setattr(torch.cuda, "set_device", lambda where: seen.append(str(where)))
-    assert device.bind(torch.device(name)) == torch.device(bound)
+    assert devices.bind(torch.device(name)) == torch.device(bound)
     assert seen == calls
 
 
@@ -107,17 +107,17 @@ def precisions() -> tuple[str, str]:
 
 def test_fp32_is_ieee_on_a_gpu() -> None:
     before = precisions()
-    device.use_ieee_fp32(torch.device("cpu"))
+    devices.use_ieee_fp32(torch.device("cpu"))
     assert precisions() == before
-    device.use_ieee_fp32(torch.device("cuda:1"))
+    devices.use_ieee_fp32(torch.device("cuda:1"))
     assert precisions() == ("ieee", "ieee")
 
 
 @pytest.mark.gpu
 def test_a_convolution_in_ieee_fp32_is_exact_to_24_bits() -> None:
     """Only a GPU has TF32, whose products of 10-bit mantissas are a thousand times as far off."""
-    where = device.bind(torch.device("cuda"))
-    device.use_ieee_fp32(where)
+    where = devices.bind(torch.device("cuda"))
+    devices.use_ieee_fp32(where)
     generator = torch.Generator().manual_seed(0)
     x, w = (torch.randn(s, generator=generator) for s in ((8, 64, 16, 16), (64, 64, 3, 3)))
     exact = torch.nn.functional.conv2d(x.double(), w.double())
@@ -127,7 +127,7 @@ def test_a_convolution_in_ieee_fp32_is_exact_to_24_bits() -> None:
 
 def test_deterministic_on_a_cpu() -> None:
     torch.set_num_threads(2)
-    device.make_deterministic(torch.device("cpu"))
+    devices.make_deterministic(torch.device("cpu"))
     assert torch.get_num_threads() == 1
     assert torch.are_deterministic_algorithms_enabled()
     # no exception: nothing here was nondeterministic without a warning
@@ -137,7 +137,7 @@ def test_deterministic_on_a_cpu() -> None:
 def test_deterministic_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     torch.backends.cudnn.benchmark = True
-    device.make_deterministic(torch.device("cuda"))
+    devices.make_deterministic(torch.device("cuda"))
     # torch.use_deterministic_algorithms's documentation asks for one of these two
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] in (":4096:8", ":16:8")
     assert not torch.backends.cudnn.benchmark
@@ -151,7 +151,7 @@ def test_bf16_is_fast_from_ampere_on(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], fast: bool
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda where: capability)
-    assert device.has_fast_bf16(torch.device("cuda")) is fast
+    assert devices.has_fast_bf16(torch.device("cuda")) is fast
 
 
 def test_bf16_is_fast_where_the_processor_says_so() -> None:
@@ -160,18 +160,18 @@ def test_bf16_is_fast_where_the_processor_says_so() -> None:
         pytest.skip("no /proc/cpuinfo to compare with")
     flags = set(re.findall(r"\w+", info.read_text()))
     expected = bool({"avx512_bf16", "amx_tile"} & flags)
-    assert device.has_fast_bf16(torch.device("cpu")) is expected
+    assert devices.has_fast_bf16(torch.device("cpu")) is expected
 
 
 def test_synchronise_waits_for_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
-    device.synchronise(torch.device("cpu"))
-    device.synchronise(torch.device("cuda:1"))
+    devices.synchronise(torch.device("cpu"))
+    devices.synchronise(torch.device("cuda:1"))
     assert waited == [torch.device("cuda:1")]
 
 
-@pytest.mark.skipif(device._glibc() is None, reason="no glibc")
+@pytest.mark.skipif(devices._glibc() is None, reason="no glibc")
 def test_freed_memory_is_kept_and_given_back() -> None:
     """By the resident pages around a tensor of 31 MiB that comes and goes."""
     code = (

@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 import torch
 
-from flatbench import engine
-from flatbench.cases import Case, grid
-from flatbench.engine import Progress, Run, Store
 from flatbench.errors import UsageError
-from flatbench.record import Epoch, Record, read, write_json
+from flatbench.execution import local
+from flatbench.execution.local import Progress, Run, Store
+from flatbench.protocols.cases import Case, grid
+from flatbench.records.record import Epoch, Record, read, write_json
 from tests import synthetic, tiny
 
 PATIENCE = 300  # seconds; nothing here takes long, and a hang should not go on for ever
@@ -85,14 +85,14 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Two:
     store = Store(folder / "results", keep_weights=True)
     screen, pipe = Terminal(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "cores", lambda: 2)
+        patch.setattr(local, "cores", lambda: 2)
         patch.setenv("COLUMNS", "200")
-        with engine.start(cases, device="cpu", store=store) as run:
+        with local.start(cases, device="cpu", store=store) as run:
             wait_until(lambda: len(multiprocessing.active_children()) > 1, "two workers are there")
-            records = [engine.follow(run, cases[0], screen)]
-            records += [engine.follow(run, case, pipe) for case in cases[1:-1]]
+            records = [local.follow(run, cases[0], screen)]
+            records += [local.follow(run, case, pipe) for case in cases[1:-1]]
             children = len(multiprocessing.active_children())
-            records.append(engine.follow(run, cases[-1], pipe))
+            records.append(local.follow(run, cases[-1], pipe))
     left = multiprocessing.active_children()
     return Two(cases, store, records, children, left, screen.getvalue(), pipe.getvalue())
 
@@ -133,7 +133,7 @@ def test_a_terminal_sees_the_line_and_anything_else_nothing(two: Two) -> None:
 
 def test_resuming_a_finished_run_starts_no_worker(two: Two) -> None:
     store = Store(two.store.results, resume=True)
-    with engine.start(two.cases, device="cpu", workers=2, store=store) as run:
+    with local.start(two.cases, device="cpu", workers=2, store=store) as run:
         assert [run.futures[case.id].result(timeout=0) for case in two.cases] == two.records
         assert multiprocessing.active_children() == []
         assert run.progress.line() == "4/4 cases · time left unknown"
@@ -204,7 +204,7 @@ def trouble(tmp_path_factory: pytest.TempPathFactory) -> Trouble:
             files = made.store.results.rglob("*.json")
             made.on_disk[name] = sorted(path.relative_to(folder).parts[1] for path in files)
 
-    with engine.start(
+    with local.start(
         list(cases.values()), device="cpu", workers=1, data_dir=data, store=made.store
     ) as run:
         os.kill(await_epoch("killed").pid, signal.SIGKILL)
@@ -291,7 +291,7 @@ def test_a_worker_ends_by_itself_when_its_parent_is_killed(tmp_path: Path) -> No
     parent = os.fork()
     if parent == 0:
         try:
-            with engine.start([case], device="cpu", workers=1) as run:
+            with local.start([case], device="cpu", workers=1) as run:
                 wait_until(lambda: bool(run.progress.epochs_done), "the case is under way")
                 (worker,) = multiprocessing.active_children()
                 os.write(writable, str(worker.pid).encode())
@@ -312,7 +312,7 @@ def test_a_worker_ends_by_itself_when_its_parent_is_killed(tmp_path: Path) -> No
 
 
 def refusal(cases: list[Case], **options: object) -> str:
-    with pytest.raises(UsageError) as caught, engine.start(cases, **options):  # type: ignore[arg-type]
+    with pytest.raises(UsageError) as caught, local.start(cases, **options):  # type: ignore[arg-type]
         pytest.fail("started")
     assert multiprocessing.active_children() == []
     (line,) = str(caught.value).splitlines()
@@ -362,21 +362,21 @@ def test_a_store_takes_what_would_come_out_the_same(tmp_path: Path) -> None:
 
 
 def test_places(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert engine.places("cpu") == ["cpu"]
+    assert local.places("cpu") == ["cpu"]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    assert engine.places("cuda") == engine.places("auto") == ["cuda:0", "cuda:1", "cuda:2"]
-    assert engine.places("cuda:1") == ["cuda:1"]
-    assert engine.places("cpu") == ["cpu"]
+    assert local.places("cuda") == local.places("auto") == ["cuda:0", "cuda:1", "cuda:2"]
+    assert local.places("cuda:1") == ["cuda:1"]
+    assert local.places("cpu") == ["cpu"]
 
 
 def test_cores_are_those_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert 1 <= engine.cores() <= (os.cpu_count() or 1)
+    assert 1 <= local.cores() <= (os.cpu_count() or 1)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 5, 9}, raising=False)
-    assert engine.cores() == 3
+    assert local.cores() == 3
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: 7)
-    assert engine.cores() == 7
+    assert local.cores() == 7
 
 
 # --- progress
@@ -483,14 +483,14 @@ def run(progress: Progress, monkeypatch: pytest.MonkeyPatch) -> Run:
 def test_the_line_is_cut_to_the_terminal_s_width(run: Run) -> None:
     case = run.progress.cases[0]
     screen = Watched(run.futures[case.id], lines=1)
-    assert engine.follow(run, case, screen) == synthetic.record()
+    assert local.follow(run, case, screen) == synthetic.record()
     assert screen.getvalue() == "\r0/3 cases · time left un\x1b[K\r\x1b[K"
 
 
 def test_the_line_is_drawn_anew_until_the_case_ends(run: Run) -> None:
     case = run.progress.cases[0]
     screen = Watched(run.futures[case.id], lines=3)
-    engine.follow(run, case, screen)
+    local.follow(run, case, screen)
     assert screen.getvalue().count("\r0/3 cases") == 3
 
 
@@ -498,7 +498,7 @@ def test_below_a_line_that_is_not_the_follower_s_own(run: Run) -> None:
     """One line down, and at the end back up to the column where pytest goes on."""
     case = run.progress.cases[0]
     screen = Watched(run.futures[case.id], lines=1)
-    engine.follow(run, case, screen, below_column=12)
+    local.follow(run, case, screen, below_column=12)
     written = screen.getvalue()
     assert written.startswith("\n\r0/3 cases")
     assert written.endswith("\r\x1b[K\x1b[1A\x1b[12G")
@@ -508,7 +508,7 @@ def test_nothing_is_shown_of_a_case_that_is_done(run: Run) -> None:
     case = run.progress.cases[0]
     run.futures[case.id].set_result(synthetic.record())
     screen = Terminal()
-    engine.follow(run, case, screen, below_column=3)
+    local.follow(run, case, screen, below_column=3)
     assert screen.getvalue() == ""
 
 
@@ -517,7 +517,7 @@ def test_nothing_is_shown_where_there_is_no_terminal(run: Run) -> None:
     pipe = io.StringIO()
     timer = threading.Timer(0.1, run.futures[case.id].set_result, [synthetic.record()])
     timer.start()
-    assert engine.follow(run, case, pipe) == synthetic.record()
+    assert local.follow(run, case, pipe) == synthetic.record()
     timer.join()
     assert pipe.getvalue() == ""
 
@@ -526,12 +526,12 @@ def test_an_error_of_the_feeding_thread_reaches_whoever_waits(run: Run) -> None:
     case = run.progress.cases[0]
     run.futures[case.id].set_exception(OSError("no space left on device"))
     with pytest.raises(OSError, match="no space left"):
-        engine.follow(run, case, io.StringIO())
+        local.follow(run, case, io.StringIO())
 
 
 def test_a_record_to_be_reused_that_is_none_is_one_clear_line(tmp_path: Path) -> None:
     case = grid(tiny.protocol(tmp_path), optimizers=["sgd"])[0]
-    store = engine.Store(tmp_path, resume=True)
+    store = local.Store(tmp_path, resume=True)
     store.record(case).parent.mkdir(parents=True)
     store.record(case).write_text('{"benchmarks": []}')
     with pytest.raises(UsageError, match=r"sgd-seed0\.json: holds 0 records: allowed is 1"):

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from flatbench import figures
-from flatbench.report.data import Numbers
-from flatbench.report.sections import sections
+from flatbench.records.sections import sections
+from flatbench.report import figures
+from flatbench.report.numbers import Numbers
 from tests.synthetic import MEANS, grid, record
 
 

@@ -7,7 +7,7 @@ from scipy import stats as reference
 
 from flatbench import gate
 from flatbench.errors import UsageError
-from flatbench.protocol import load
+from flatbench.protocols.protocol import load
 from flatbench.stats import prediction_bound
 from tests import tiny
 from tests.synthetic import grid, record

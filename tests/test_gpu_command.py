@@ -20,7 +20,7 @@ import torch
 
 from benchmarks import gpu, gpu_pages, gpu_parts
 from benchmarks.gpu_parts import Ran, Result, Setting
-from flatbench import provenance, record
+from flatbench.records import provenance, record
 from tests import tiny
 from tests.synthetic import grid
 

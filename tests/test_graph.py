@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 from torch.torch_version import TorchVersion
 
-from flatbench import data, engine, graph, trainer
-from flatbench.cases import grid
-from flatbench.device import make_deterministic
-from flatbench.protocol import load
+from flatbench import data
+from flatbench.execution import local
+from flatbench.protocols.cases import grid
+from flatbench.protocols.protocol import load
+from flatbench.training import graph, trainer
+from flatbench.training.devices import make_deterministic
 from tests.test_checkpoint import TINY
 
 SIZE = 4
@@ -518,7 +520,7 @@ def test_a_case_through_the_engine(tmp_path: Path, place: str) -> None:
     path = tmp_path / "tiny.toml"
     path.write_text(TINY)
     (case,) = grid(load(str(path)), seeds=[0])
-    with engine.start([case], device=place, workers=1) as run:
+    with local.start([case], device=place, workers=1) as run:
         record = run.futures[case.id].result()
     assert (record.status, record.reason) == ("completed", None)
     assert record.provenance["device_kind"] == "cuda"

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from flatbench import gate, record
-from flatbench.record import write_json
+from flatbench import gate
+from flatbench.records import record
+from flatbench.records.record import write_json
 from tests import synthetic, tiny
 
 ROOT = Path(__file__).parents[1]

@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from flatbench import data, measures, models, protocol, sharpness, trainer
-from flatbench.cases import grid
-from flatbench.record import from_json
+from flatbench import data, models, sharpness
+from flatbench.protocols import protocol
+from flatbench.protocols.cases import grid
+from flatbench.records.record import from_json
+from flatbench.training import measuring, trainer
 
 RULE = protocol.Sharpness(examples=40, rho=0.1, adaptive_rho=0.3, sigma=0.02, adaptive_sigma=0.05)
 
@@ -27,12 +29,12 @@ def model() -> torch.nn.Module:
 
 
 def test_the_schema_names_exactly_the_measures() -> None:
-    assert set(typing.get_args(protocol.Measure)) == set(measures.MEASURES)
+    assert set(typing.get_args(protocol.Measure)) == set(measuring.MEASURES)
 
 
 def test_the_examples_are_fixed_and_of_the_training_part(digits: data.DataSet) -> None:
     def picked(**rule: int) -> torch.Tensor:
-        return measures.examples(digits, protocol.Sharpness(**rule))
+        return measuring.examples(digits, protocol.Sharpness(**rule))
 
     first = picked(examples=100)
     assert torch.equal(first, picked(examples=100))
@@ -47,8 +49,8 @@ def test_values_are_those_of_the_measures_on_both_labels(
 ) -> None:
     noisy = (digits.train.labels + 1) % 10
     before = {name: t.clone() for name, t in model.state_dict().items()}
-    found = measures.measure(["ascent_sharpness"], model, digits, noisy, RULE)
-    picked = measures.examples(digits, RULE)
+    found = measuring.measure(["ascent_sharpness"], model, digits, noisy, RULE)
+    picked = measuring.examples(digits, RULE)
     images = digits.normalise(digits.train.images[picked])
     for name, labels in (("", noisy), ("_clean", digits.train.labels)):
         # by hand: the loss at w + rho g / |g|, less the loss at w
@@ -69,10 +71,10 @@ def test_values_are_those_of_the_measures_on_both_labels(
 
 def test_without_noise_there_is_one_side(digits: data.DataSet, model: torch.nn.Module) -> None:
     labels = digits.train.labels.clone()
-    found = measures.measure(list(measures.MEASURES), model, digits, labels, RULE)
-    assert list(found) == list(measures.MEASURES)
+    found = measuring.measure(list(measuring.MEASURES), model, digits, labels, RULE)
+    assert list(found) == list(measuring.MEASURES)
     assert all(value is not None for value in found.values())
-    picked = measures.examples(digits, RULE)
+    picked = measuring.examples(digits, RULE)
     images = digits.normalise(digits.train.images[picked])
     average = sharpness.average_sharpness(
         model, F.cross_entropy, images, labels[picked], sigma=0.05, samples=5, adaptive=True
@@ -89,8 +91,8 @@ def test_standard_errors_stand_beside_their_measures(
 ) -> None:
     names = ["ascent_sharpness", "average_sharpness", "hessian_trace", "m_sharpness"]
     noisy = (digits.train.labels + 1) % 10
-    found = measures.measure(names, model, digits, noisy, RULE, standard_errors=True)
-    plain = measures.measure(names, model, digits, noisy, RULE)
+    found = measuring.measure(names, model, digits, noisy, RULE, standard_errors=True)
+    plain = measuring.measure(names, model, digits, noisy, RULE)
     assert {k: v for k, v in found.items() if not k.endswith("_standard_error")} == plain
     assert {k for k in found if k.endswith("_standard_error")} == {
         f"{name}{side}_standard_error" for name in names[1:] for side in ("", "_clean")
@@ -101,7 +103,7 @@ def test_standard_errors_stand_beside_their_measures(
 def test_what_is_not_finite_is_none(digits: data.DataSet, model: torch.nn.Module) -> None:
     with torch.no_grad():
         model.classifier.weight.fill_(float("nan"))
-    found = measures.measure(
+    found = measuring.measure(
         ["ascent_sharpness", "hessian_max_eigenvalue"], model, digits, digits.train.labels, RULE
     )
     assert found == {"ascent_sharpness": None, "hessian_max_eigenvalue": None}

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flatbench.cases import grid
 from flatbench.errors import UsageError
 from flatbench.models import ARCHITECTURES
-from flatbench.protocol import PROTOCOLS, Protocol, available, load
-from flatbench.record import read
+from flatbench.protocols.cases import grid
+from flatbench.protocols.protocol import PROTOCOLS, Protocol, available, load
+from flatbench.records.record import read
 from tests import tiny
 
 RESULTS = Path(__file__).parents[1] / "results"

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import flatbench
-from flatbench import provenance
+from flatbench.records import provenance
 
 CPU = torch.device("cpu")
 

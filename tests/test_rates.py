@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from scipy import stats as reference
 
-from flatbench import gate, rates, stats
+from docs import rates
+from flatbench import gate, stats
 from tests.synthetic import grid
 
 

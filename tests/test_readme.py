@@ -6,7 +6,8 @@ import re
 import statistics
 from pathlib import Path
 
-from flatbench import record, report
+from flatbench import report
+from flatbench.records import record
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

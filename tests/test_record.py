@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flatbench.errors import UsageError
-from flatbench.record import (
+from flatbench.records.record import (
     SCHEMA_VERSION,
     Epoch,
     Record,

@@ -7,11 +7,12 @@ import pytest
 from scipy import stats as reference
 
 from flatbench.errors import UsageError
-from flatbench.measures import MEASURES
-from flatbench.protocol import load
-from flatbench.report import chapters, render, sections, tables
+from flatbench.protocols.protocol import load
+from flatbench.records import sections
+from flatbench.report import chapters, render, tables
 from flatbench.report.tables import measure_name
-from flatbench.report.text import decimals, markdown_text, number, plain, ranges
+from flatbench.text import decimals, markdown_text, number, plain, ranges
+from flatbench.training.measuring import MEASURES
 from tests.synthetic import grid, record
 
 

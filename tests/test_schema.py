@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flatbench.errors import UsageError
-from flatbench.schema import Check, Reader, quoted, shown
+from flatbench.protocols.schema import Check, Reader, quoted, shown
 
 
 @dataclass(frozen=True)

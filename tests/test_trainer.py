@@ -21,12 +21,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flatbench import data, graph, models, trainer
-from flatbench.cases import Case, grid
+from flatbench import data, models
 from flatbench.errors import UsageError
 from flatbench.optim import SAM
-from flatbench.protocol import Data
-from flatbench.record import Epoch, Record, from_json, write_json
+from flatbench.protocols.cases import Case, grid
+from flatbench.protocols.protocol import Data
+from flatbench.records.record import Epoch, Record, from_json, write_json
+from flatbench.training import graph, trainer
 from tests import tiny
 
 SGD, ADAM = tiny.SGD, tiny.ADAM

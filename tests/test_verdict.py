@@ -1,7 +1,8 @@
 import xml.etree.ElementTree as ET
 
-from flatbench import gate, verdict
-from flatbench.verdict import Outcome, Verdict
+from flatbench import gate
+from flatbench.gate import verdict
+from flatbench.gate.verdict import Outcome, Verdict
 from tests.synthetic import grid
 
 HOSTILE = "<b>|\x00\x1b\n\ud800 & ]]>"

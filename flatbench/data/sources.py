@@ -25,8 +25,8 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.nn import functional as F
 
-from flatbench import protocol
 from flatbench.errors import UsageError
+from flatbench.protocols import protocol
 
 PADDING = 4  # pixels of black around an image that is to be cropped at random
 # The splits are the same for every case and every run, so their seed is no one's to choose.

@@ -25,10 +25,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TextIO
 
-from flatbench import checkpoint
-from flatbench.cases import Case
 from flatbench.errors import UsageError
-from flatbench.record import Epoch, Record, read_one, write_json
+from flatbench.protocols.cases import Case
+from flatbench.records.record import Epoch, Record, read_one, write_json
+from flatbench.training import checkpoint
 
 
 @dataclass
@@ -169,7 +169,7 @@ def places(device: str) -> list[str]:
     """
     import torch  # not on the way to --help
 
-    from flatbench.device import find
+    from flatbench.training.devices import find
 
     found = str(find(device))
     if found == "cuda":
@@ -191,7 +191,7 @@ def start(
 
     ``workers`` defaults to the number of processors, or of GPUs on CUDA. Each record goes into the
     store as soon as it is there. A case that raises or whose worker dies gives a record with
-    status "failed", never an exception. ``compiled``: see `flatbench.trainer.train`.
+    status "failed", never an exception. ``compiled``: see `flatbench.training.trainer.train`.
 
     Raises:
         UsageError: the device or the data set is not there, fewer than one worker is asked for,
@@ -199,7 +199,8 @@ def start(
     """
     import torch
 
-    from flatbench import data, provenance
+    from flatbench import data
+    from flatbench.records import provenance
 
     devices = places(device)
     for settings in dict.fromkeys(case.protocol.data for case in cases):
@@ -350,8 +351,8 @@ def _work(connection: Connection, desk: _Desk) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     import torch
 
-    from flatbench import trainer
-    from flatbench.device import keep_freed_memory, make_deterministic
+    from flatbench.training import trainer
+    from flatbench.training.devices import keep_freed_memory, make_deterministic
 
     keep_freed_memory()
     make_deterministic(torch.device(desk.device))

@@ -7,7 +7,7 @@ is crossed with probability alarm / k, so that by Bonferroni's inequality a grid
 regression fails with probability at most ``alarm``. docs/gate.md has that rate simulated, and the
 drop that is found 9 times out of 10.
 
-Means and limits are taken on the scale that `flatbench.scales` gives the measure. Time is the
+Means and limits are taken on the scale that `flatbench.gate.scales` gives the measure. Time is the
 training's over that of a fixed piece of work timed beside it, so that a slower machine is not a
 regression. Time and memory vary for reasons that seeds do not show; they must also be worse by a
 margin: see `MARGINS`.
@@ -21,13 +21,13 @@ from pathlib import Path
 
 from flatbench import gate
 from flatbench.errors import UsageError
-from flatbench.protocol import Protocol
-from flatbench.record import Record, collect
-from flatbench.report.sections import Section, sections
-from flatbench.report.text import plain
-from flatbench.scales import scale_of, scaled, unscaled, worse_limit
+from flatbench.gate.scales import scale_of, scaled, unscaled, worse_limit
+from flatbench.gate.verdict import Outcome, Verdict
+from flatbench.protocols.protocol import Protocol
+from flatbench.records.record import Record, collect
+from flatbench.records.sections import Section, sections
 from flatbench.stats import summary
-from flatbench.verdict import Outcome, Verdict
+from flatbench.text import plain
 
 ALARM = 0.05
 

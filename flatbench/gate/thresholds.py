@@ -1,8 +1,8 @@
 """Thresholds derived from many seeds, and what fails against them: one line a failure.
 
 A bound is a one-sided prediction limit for one new seed (`flatbench.stats.prediction_bound`):
-lower for the test accuracy, upper for every sharpness, on the scale that `flatbench.scales` gives
-the measure and for the reasons given there: the logarithm, of accuracies that of their error.
+lower for the test accuracy, upper for every sharpness, on the scale that `flatbench.gate.scales`
+gives the measure and for the reasons given there: the logarithm, of accuracies that of their error.
 
 The default level, 0.999 a bound, is chosen for a whole grid: 4 rows x 2 architectures x 3 seeds
 make 24 cases, each with 2 bounds, so that by Bonferroni's inequality a grid without a regression
@@ -28,14 +28,14 @@ from typing import Annotated, Any, Literal
 from scipy import stats
 
 from flatbench.errors import UsageError
-from flatbench.protocol import Protocol
-from flatbench.record import Record, write_atomically
-from flatbench.report.sections import Section, sections
-from flatbench.report.text import plain
-from flatbench.scales import Scale, scale_of, scaled, unscaled, worse_limit
-from flatbench.schema import Check, Reader
+from flatbench.gate.scales import Scale, scale_of, scaled, unscaled, worse_limit
+from flatbench.gate.verdict import Outcome, Verdict
+from flatbench.protocols.protocol import Protocol
+from flatbench.protocols.schema import Check, Reader
+from flatbench.records.record import Record, write_atomically
+from flatbench.records.sections import Section, sections
 from flatbench.stats import prediction_bound, summary
-from flatbench.verdict import Outcome, Verdict
+from flatbench.text import plain
 
 LEVEL = 0.999
 PAIR_LEVEL = 0.99
@@ -357,7 +357,7 @@ def check_pairs(records: Iterable[Record], thresholds: Thresholds) -> list[str]:
     rows completed as the prediction is for; a run that did not complete fails on its own.
 
     Raises:
-        UsageError: records that cannot share a table; see `flatbench.report.sections`.
+        UsageError: records that cannot share a table; see `flatbench.records.sections`.
     """
     failures = []
     for section in sections(records):
@@ -390,7 +390,7 @@ def judge(records: Iterable[Record], thresholds: Thresholds) -> Verdict:
     """Check a whole grid: every case, every pair, and what there is no baseline for.
 
     Raises:
-        UsageError: records that cannot share a table; see `flatbench.report.sections`.
+        UsageError: records that cannot share a table; see `flatbench.records.sections`.
     """
     listed = list(records)
     cases = [(record, "; ".join(check_case(record, thresholds))) for record in listed]

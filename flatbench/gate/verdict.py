@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from flatbench.report.text import markdown_text, plain
+from flatbench.text import markdown_text, plain
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from flatbench.errors import UsageError
 from flatbench.landscape.directions import Directions, Kind, digest
-from flatbench.record import write_atomically
+from flatbench.records.record import write_atomically
 from flatbench.sharpness import Loss, LossSurface, loss_surface
 
 FORMAT: Final = "flatbench landscape 1"

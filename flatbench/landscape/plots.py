@@ -19,7 +19,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 from numpy.typing import NDArray
 
 from flatbench.landscape.grid import Landscape
-from flatbench.record import write_atomically
+from flatbench.records.record import write_atomically
 
 Scale = Literal["auto", "linear", "log"]
 

@@ -11,11 +11,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from flatbench import data, measures, trainer
-from flatbench.cases import Case
-from flatbench.engine import Store
+from flatbench import data
 from flatbench.errors import UsageError
-from flatbench.record import read_one
+from flatbench.execution.local import Store
+from flatbench.protocols.cases import Case
+from flatbench.records.record import read_one
+from flatbench.training import measuring, trainer
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def solution(case: Case, store: Store, where: torch.device, data_dir: Path | Non
     except (SafetensorError, RuntimeError) as error:  # RuntimeError: names or shapes do not fit
         line = " ".join(str(error).split())
         raise UsageError(f"{weights}: are not the weights of {case.id}: {line}") from None
-    picked = measures.examples(dataset, case.protocol.sharpness)
+    picked = measuring.examples(dataset, case.protocol.sharpness)
     return Solution(
         case,
         model.eval(),

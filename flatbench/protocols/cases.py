@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from flatbench.errors import UsageError
-from flatbench.protocol import Optimizer, Protocol, load
+from flatbench.protocols.protocol import Optimizer, Protocol, load
 
 _T = TypeVar("_T")
 

@@ -20,9 +20,9 @@ from typing import Annotated, Any, Literal
 
 from flatbench.errors import UsageError
 from flatbench.models import ARCHITECTURES
-from flatbench.schema import Check, Reader, quoted
+from flatbench.protocols.schema import Check, Reader, quoted
 
-PROTOCOLS = Path(__file__).parent / "protocols"
+PROTOCOLS = Path(__file__).parent
 
 
 _POSITIVE = Check(lambda x: x > 0, "a number above 0")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from flatbench.errors import UsageError
-from flatbench.schema import Check, Reader
+from flatbench.protocols.schema import Check, Reader
 
 SCHEMA_VERSION: Final = 1
 

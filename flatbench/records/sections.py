@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from flatbench.errors import UsageError
-from flatbench.protocol import Protocol, Reference, available, load
-from flatbench.record import Record
-from flatbench.report.text import plain
+from flatbench.protocols.protocol import Protocol, Reference, available, load
+from flatbench.records.record import Record
+from flatbench.text import plain
 
 # What makes two records of one case the same result, whatever machine they come from.
 _RESULTS = (

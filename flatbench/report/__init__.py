@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterable
 
-from flatbench.protocol import Protocol
-from flatbench.record import Record
+from flatbench.protocols.protocol import Protocol
+from flatbench.records.record import Record
+from flatbench.records.sections import Section, sections
 from flatbench.report.chapters import chapters
-from flatbench.report.sections import Section, sections
 from flatbench.report.tables import Cell, Table, tables
 
 __all__ = [
@@ -44,7 +44,7 @@ def render(
         target: of the time to accuracy, percent; by default set from the records, and said so.
 
     Raises:
-        UsageError: records that cannot share a table; see `flatbench.report.sections`.
+        UsageError: records that cannot share a table; see `flatbench.records.sections`.
         ValueError: an unknown format.
     """
     if form not in FORMATS:

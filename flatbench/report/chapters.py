@@ -8,12 +8,12 @@ from typing import Any
 
 from scipy import stats
 
-from flatbench.protocol import Protocol
-from flatbench.record import Record
+from flatbench.protocols.protocol import Protocol
+from flatbench.records.record import Record
+from flatbench.records.sections import sections
 from flatbench.report.counterpart import counterpart_tables
-from flatbench.report.data import Numbers
+from flatbench.report.numbers import Numbers
 from flatbench.report.ranking import ranking_table
-from flatbench.report.sections import sections
 from flatbench.report.tables import (
     Table,
     equal_compute_table,
@@ -62,7 +62,7 @@ def chapters(
         target: of the time to accuracy, percent; see `time_to_accuracy_table`.
 
     Raises:
-        UsageError: records that cannot share a table; see `flatbench.report.sections`.
+        UsageError: records that cannot share a table; see `flatbench.records.sections`.
     """
     by_name = {s.protocol: Numbers(s) for s in sections(records, protocols)}
     return [

@@ -6,11 +6,11 @@ import itertools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 
-from flatbench.record import Record
-from flatbench.report.data import Gain, Numbers
+from flatbench.records.record import Record
+from flatbench.report.numbers import Gain, Numbers
 from flatbench.report.tables import MISSING, Cell, Table, gain_cell, usual_pairs
-from flatbench.report.text import number, ranges
 from flatbench.stats import paired
+from flatbench.text import number, ranges
 
 _Pairs = Mapping[tuple[str, str], Mapping[int, tuple[Record, Record]]]  # cell -> seed -> runs
 

@@ -21,13 +21,13 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
-from flatbench.protocol import Protocol
-from flatbench.record import Record, write_atomically
-from flatbench.report.data import Numbers
+from flatbench.protocols.protocol import Protocol
+from flatbench.records.record import Record, write_atomically
+from flatbench.records.sections import Section, sections
+from flatbench.report.numbers import Numbers
 from flatbench.report.ranking import correlation, tau_text
-from flatbench.report.sections import Section, sections
 from flatbench.report.tables import measure_name
-from flatbench.report.text import plain
+from flatbench.text import plain
 
 _STYLE: Any = {
     "font.size": 8,
@@ -255,7 +255,7 @@ def write(
     The files are named by protocol and figure: ``digits-test_accuracy.png``.
 
     Raises:
-        UsageError: records that cannot share a table; see `flatbench.report.sections`.
+        UsageError: records that cannot share a table; see `flatbench.records.sections`.
     """
     written = []
     for section in sections(records, protocols):

@@ -11,7 +11,7 @@ from functools import cached_property
 
 import pandas as pd
 
-from flatbench.report.sections import Section
+from flatbench.records.sections import Section
 from flatbench.stats import Paired, Summary, holm, paired, summary
 
 ALPHA = 0.05

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from flatbench.report.data import Numbers
+from flatbench.report.numbers import Numbers
 from flatbench.report.tables import MISSING, Cell, Table, measure_name
-from flatbench.report.text import number
 from flatbench.stats import Correlation, kendall
+from flatbench.text import number
 
 
 def correlation(numbers: Numbers, measure: str, against: str = "test_error") -> Correlation | None:

@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from flatbench.protocol import Protocol
-from flatbench.record import Record
-from flatbench.report import data
-from flatbench.report.data import ALPHA, Gain, Numbers
-from flatbench.report.sections import Section, sections
-from flatbench.report.text import decimals, number, ranges
+from flatbench.protocols.protocol import Protocol
+from flatbench.records.record import Record
+from flatbench.records.sections import Section, sections
+from flatbench.report import numbers
+from flatbench.report.numbers import ALPHA, Gain, Numbers
 from flatbench.stats import Interval
+from flatbench.text import decimals, number, ranges
 
 MISSING = "—"
 
@@ -53,7 +53,7 @@ def tables(records: Iterable[Record], protocols: Iterable[Protocol] = ()) -> dic
     """Return every protocol's main tables by its name; see `main_tables`.
 
     Raises:
-        UsageError: records that cannot share a table; see `flatbench.report.sections`.
+        UsageError: records that cannot share a table; see `flatbench.records.sections`.
     """
     return {
         section.protocol: main_tables(Numbers(section)) for section in sections(records, protocols)
@@ -145,7 +145,7 @@ def usual_count(counts: Iterable[int]) -> int:
     return max(set(listed), key=lambda n: (listed.count(n), n)) if listed else 0
 
 
-def _cell(cell: data.Cell | None, usual: int, places: int, strong: bool) -> Cell:
+def _cell(cell: numbers.Cell | None, usual: int, places: int, strong: bool) -> Cell:
     if cell is None:
         return Cell(MISSING)
     lost = [

@@ -19,8 +19,11 @@ import torch
 from tabulate import tabulate
 
 import flatbench
-from flatbench import data, device, engine, provenance
+from flatbench import data
+from flatbench.execution import local
 from flatbench.optim.availability import c_compiler, why_not_fused
+from flatbench.records import provenance
+from flatbench.training import devices
 
 
 @dataclass(frozen=True)
@@ -50,20 +53,20 @@ def look(name: str = "auto") -> Info:
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         torch.cuda.is_available()
-    where = device.find(name)
+    where = devices.find(name)
     why_not = why_not_fused(where)
     reason = next((str(w.message).partition(". ")[0] for w in said), None)
     rows = [
         *_versions(),
         ("processor", provenance.processor()),
-        ("cores", f"{engine.cores()} usable, torch takes {torch.get_num_threads()} threads"),
+        ("cores", f"{local.cores()} usable, torch takes {torch.get_num_threads()} threads"),
         *_devices(reason),
         ("driver", provenance.driver() or "not found: no answer from nvidia-smi"),
         ("C compiler", _compiler()),
         ("libcuda", _libcuda()),
         ("SAM's auto", _implementation(where, why_not)),
         ("fp32 on CUDA", _precision()),
-        ("bf16", f"{'fast' if device.has_fast_bf16(where) else 'slow'} on {where}"),
+        ("bf16", f"{'fast' if devices.has_fast_bf16(where) else 'slow'} on {where}"),
         *_data_sets(),
         ("results", "results/PROTOCOL, or FOLDER/PROTOCOL with --results FOLDER"),
     ]

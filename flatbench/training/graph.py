@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flatbench.device import synchronise
+from flatbench.training.devices import synchronise
 
 Step = Callable[[Tensor], Tensor]  # indices of a batch [B] -> a tensor of sums
 # step, batch, generators, and the stream of the warm-up steps -> what replays the step

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from flatbench import sharpness
 from flatbench.data import DataSet
-from flatbench.protocol import Sharpness
+from flatbench.protocols.protocol import Sharpness
 
 Measured = Callable[[nn.Module, Tensor, Tensor, Sharpness], sharpness.Measure]
 

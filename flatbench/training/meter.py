@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from flatbench.device import return_freed_memory, synchronise
+from flatbench.training.devices import return_freed_memory, synchronise
 
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")

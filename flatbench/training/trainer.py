@@ -21,11 +21,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flatbench import checkpoint, data, device, graph, measures, meter, models, provenance
-from flatbench.cases import Case
+from flatbench import data, models
 from flatbench.optim import SAM, frozen_batchnorm
-from flatbench.protocol import Optimizer, Sharpness
-from flatbench.record import Epoch, Record, write_atomically
+from flatbench.protocols.cases import Case
+from flatbench.protocols.protocol import Optimizer, Sharpness
+from flatbench.records import provenance
+from flatbench.records.record import Epoch, Record, write_atomically
+from flatbench.training import checkpoint, devices, graph, measuring, meter
 
 BASES: dict[str, Any] = {  # classes; torch's stub of their common parent knows no options
     "sgd": torch.optim.SGD,
@@ -96,8 +98,8 @@ def train(
     Raises:
         UsageError: the device or the data set is not there.
     """
-    where = device.bind(device.find(device_name))
-    device.use_ieee_fp32(where)
+    where = devices.bind(devices.find(device_name))
+    devices.use_ieee_fp32(where)
     dataset = data.load(case.protocol.data, where, data_dir)
     warm_up_seconds = 0.0
     if _builds_kernels(where, compiled):
@@ -177,7 +179,7 @@ def _warm_up(case: Case, dataset: data.DataSet, *, compiled: bool) -> float:
             # A second step, because the first one finds no momentum yet.
             for _ in range(2):
                 twin.step(order[:size])
-        device.synchronise(twin.where)
+        devices.synchronise(twin.where)
     finally:
         _close(twin)
     return time.perf_counter() - start
@@ -225,7 +227,7 @@ def prepare(case: Case, dataset: data.DataSet, *, compiled: bool = False) -> Run
     model = build_model(case, dataset)
     precision = settings.training.precision
     if precision == "auto":
-        precision = "bf16" if device.has_fast_bf16(where) else "fp32"
+        precision = "bf16" if devices.has_fast_bf16(where) else "fp32"
     run = Run(
         case=case,
         where=where,
@@ -384,7 +386,7 @@ def _epoch(run: Run, number: int) -> Epoch:
     # mean loss times batch, hits, and gradient norms: on the device, read once below
     sums = torch.zeros(3, dtype=torch.float64, device=run.where)
     skipped = _skipped_steps(run).clone()
-    device.synchronise(run.where)
+    devices.synchronise(run.where)
     captured, start = run.capture_seconds, time.perf_counter()
     for i, batch in enumerate(batches):
         _set_learning_rate(run.optimizer, learning_rate(case, number - 1 + i / len(batches)))
@@ -493,7 +495,7 @@ def _measure(run: Run, names: tuple[str, ...], standard_errors: bool) -> dict[st
     if not names:
         return {}
     rule = run.case.protocol.sharpness
-    return measures.measure(
+    return measuring.measure(
         names, run.model, run.dataset, run.labels, rule, standard_errors=standard_errors
     )
 

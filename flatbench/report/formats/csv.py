@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import pandas as pd
 
 from flatbench.report.chapters import Chapter
-from flatbench.report.text import plain
+from flatbench.text import plain
 
 _COLUMNS = (
     "protocol",

@@ -15,12 +15,12 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from flatbench import figures
-from flatbench.record import Record
+from flatbench.records.record import Record
+from flatbench.report import figures
 from flatbench.report.chapters import Chapter
 from flatbench.report.ranking import correlation, tau_text
 from flatbench.report.tables import measure_name
-from flatbench.report.text import decimals, number, plain
+from flatbench.text import decimals, number, plain
 
 _FOLDER = Path(__file__).parent
 

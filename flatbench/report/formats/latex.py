@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from flatbench.report.chapters import Chapter
 from flatbench.report.tables import Cell, Table
-from flatbench.report.text import plain
+from flatbench.text import plain
 
 # What LaTeX reads as a command, and the signs that flatbench's own tables use.
 _SIGNS = {

@@ -8,7 +8,7 @@ from tabulate import tabulate
 
 from flatbench.report.chapters import Chapter
 from flatbench.report.tables import Cell, Table
-from flatbench.report.text import markdown_text
+from flatbench.text import markdown_text
 
 
 def render(chapters: Iterable[Chapter]) -> str:

@@ -1,0 +1,1 @@
+"""The report as text: one format a module."""

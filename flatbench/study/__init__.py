@@ -1,0 +1,1 @@
+"""What a user asks of this machine and of an optimizer."""
