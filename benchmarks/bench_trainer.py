@@ -46,8 +46,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.plain import PerTensorSAM, PlainLoop
 from benchmarks.timing import Step, clock, in_turns
-from flatbench import data
-from flatbench.execution import local
+from flatbench import data, execution
 from flatbench.protocols.cases import Case, from_id
 from flatbench.training import devices, trainer
 
@@ -190,7 +189,7 @@ def test_trainer(
     batch_size = case.protocol.training.batch_size
     is_narrow = name.startswith("narrow")
     # a narrow network trains on one thread, and the grid's other cases beside it
-    workers = local.cores() if is_narrow and where.type == "cpu" else 1
+    workers = execution.cores() if is_narrow and where.type == "cpu" else 1
     own = 1 if is_narrow else torch.get_num_threads()
     rounds, iterations = (9, 20) if is_narrow or where.type == "cuda" else (7, 1)
     data_dir = request.config.getoption("data_dir")

@@ -36,7 +36,7 @@ from benchmarks import gpu_parts
 from benchmarks.gpu_pages import IDENTITY, exit_code, join, page, read
 from benchmarks.gpu_parts import PARTS, ROOT, Ran, Result, Setting, TimedOut
 from flatbench.errors import UsageError
-from flatbench.records.record import write_atomically, write_json
+from flatbench.files import write_atomically, write_json
 
 # What the parts import, by the name to import and the name to install.
 PACKAGES = {

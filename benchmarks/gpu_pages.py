@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.gpu_parts import PARTS
 from flatbench.errors import UsageError
-from flatbench.records.record import write_atomically
+from flatbench.files import write_atomically
 
 # A part that passed stands for one that would be run, if these are the same.
 IDENTITY = ("card", "compute_capability", "driver", "torch", "triton", "python", "suite_hash")

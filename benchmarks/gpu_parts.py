@@ -175,9 +175,9 @@ def engine(setting: Setting, run: Run) -> Result:
 
 
 def _records(folder: Path) -> dict[str, Any]:
-    from flatbench.records import record
+    from flatbench.records import reading
 
-    return {found.id: found for found in record.collect([folder])} if folder.exists() else {}
+    return {found.id: found for found in reading.collect([folder])} if folder.exists() else {}
 
 
 def _differences(

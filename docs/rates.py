@@ -18,7 +18,8 @@ from tabulate import tabulate
 from flatbench import gate
 from flatbench.gate import compare
 from flatbench.gate.scales import unscaled
-from flatbench.records.record import Record, collect
+from flatbench.records.reading import collect
+from flatbench.records.record import Record
 from flatbench.stats import FloatArray, detectable_shift, prediction_limit
 from flatbench.text import ranges
 

@@ -160,20 +160,21 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from flatbench.execution import local
+    from flatbench import execution
+    from flatbench.records.store import Store
 
     cases = _cases(options)
     bad = 0
-    with local.start(
+    with execution.start(
         cases,
         device=options.device,
         workers=options.workers,
         data_dir=options.data_dir,
-        store=local.Store(options.results, options.resume, options.keep_weights),
+        store=Store(options.results, options.resume, options.keep_weights),
         compiled=options.compile,
     ) as run:
         for case in cases:
-            record = local.follow(run, case, sys.stderr)
+            record = execution.follow(run, case, sys.stderr)
             if record.status == "completed":
                 print(f"{record.id}: {record.test_accuracy:.2f} %", flush=True)
             else:
@@ -203,12 +204,12 @@ def _download(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from flatbench import report
-    from flatbench.records import record
+    from flatbench import files, report
+    from flatbench.records import reading
 
     if options.target is not None and not 0 <= options.target <= 100:
         raise UsageError(f"--target = {options.target}: allowed is a number from 0 to 100")
-    records = record.collect(options.paths)
+    records = reading.collect(options.paths)
     text = report.render(records, options.format, target=options.target)
     if options.figures is not None:
         from flatbench.report import figures
@@ -217,13 +218,13 @@ def _report(options: argparse.Namespace) -> int:
     if options.output is None:
         print(text)
     else:
-        record.write_atomically(options.output, text.encode())
+        files.write_atomically(options.output, text.encode())
     return 0
 
 
 def _baseline(options: argparse.Namespace) -> int:
     from flatbench import gate
-    from flatbench.records import record
+    from flatbench.records import reading
 
     if options.reference is not None:
         if options.paths or options.level or options.measures:
@@ -232,30 +233,31 @@ def _baseline(options: argparse.Namespace) -> int:
         gate.write_thresholds(options.output, thresholds)
         return 0
     level = gate.LEVEL if options.level is None else options.level
-    records = record.collect(options.paths)
+    records = reading.collect(options.paths)
     made = gate.derive(records, level=level, measures=options.measures or gate.MEASURES)
     gate.write_thresholds(options.output, made)
     return 0
 
 
 def _compare(options: argparse.Namespace) -> int:
+    from flatbench import files
     from flatbench.gate import compare, verdict
-    from flatbench.records import record
+    from flatbench.records import reading
 
     alarm = compare.ALARM if options.alarm is None else options.alarm
     baseline = compare.read_baseline(options.baseline)
-    found = compare.against(baseline, record.collect(options.current), alarm)
+    found = compare.against(baseline, reading.collect(options.current), alarm)
     print(verdict.text(found))
     verdict.add_to_step_summary(verdict.markdown(found))
     for path, form in ((options.junit, verdict.junit), (options.summary, verdict.markdown)):
         if path is not None:
-            record.write_atomically(path, form(found).encode())
+            files.write_atomically(path, form(found).encode())
     return found.exit_code
 
 
 def _landscape(options: argparse.Namespace) -> int:
-    from flatbench.execution import local
     from flatbench.landscape.drawing import View, draw
+    from flatbench.records.store import Store
     from flatbench.training import devices
 
     cases = [from_id(text, options.protocol) for text in options.cases]
@@ -270,7 +272,7 @@ def _landscape(options: argparse.Namespace) -> int:
     files = draw(
         cases,
         view,
-        local.Store(options.results),
+        Store(options.results),
         options.output or options.results / cases[0].protocol.name / "landscapes",
         where=devices.find(options.device),
         data_dir=options.data_dir,

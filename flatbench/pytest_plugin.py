@@ -11,21 +11,22 @@ from pathlib import Path
 
 import pytest
 
-from flatbench import gate
+from flatbench import execution, gate
 from flatbench.cli import names, seeds
 from flatbench.errors import UsageError
-from flatbench.execution import local
+from flatbench.files import write_atomically
 from flatbench.gate import compare
 from flatbench.protocols import protocol
 from flatbench.protocols.cases import Case, grid
-from flatbench.records.record import Record, write_atomically
+from flatbench.records.record import Record
+from flatbench.records.store import Store
 
 PROTOCOL = pytest.StashKey[protocol.Protocol]()
 THRESHOLDS = pytest.StashKey[gate.Thresholds | None]()
 GATE = pytest.StashKey[compare.Baseline | None]()
 WANTED = pytest.StashKey[Sequence[Case]]()  # what the options ask for
 GRID = pytest.StashKey[Sequence[Case]]()  # what -k and -m have left of it
-RUN = pytest.StashKey[local.Run]()
+RUN = pytest.StashKey[execution.Run]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -69,7 +70,7 @@ def pytest_configure(config: pytest.Config) -> None:
     device = config.getoption("device")
     with _usage():  # now, not in the collection: there pytest would make a traceback of it
         if device not in ("auto", "cpu"):
-            local.places(device)  # a GPU that was demanded must be there
+            execution.places(device)  # a GPU that was demanded must be there
         settings = protocol.load(config.getoption("protocol"))
         config.stash[PROTOCOL] = settings
         config.stash[WANTED] = grid(
@@ -181,12 +182,12 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
         return (yield)
     with (
         _usage(),
-        local.start(
+        execution.start(
             cases,
             device=config.getoption("device"),
             workers=config.getoption("workers"),
             data_dir=config.getoption("data_dir"),
-            store=local.Store(
+            store=Store(
                 config.getoption("results"),
                 config.getoption("resume"),
                 config.getoption("keep_weights"),
@@ -224,7 +225,7 @@ def record_of(request: pytest.FixtureRequest) -> Callable[[Case], Record]:
     def wait(case: Case) -> Record:
         with capture.global_and_fixture_disabled() if capture else nullcontext():
             column = config.get_terminal_writer().width_of_current_line + 1
-            return local.follow(run, case, sys.stderr, below_column=column)
+            return execution.follow(run, case, sys.stderr, below_column=column)
 
     return wait
 

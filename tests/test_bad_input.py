@@ -16,7 +16,7 @@ from flatbench import cli, gate, report
 from flatbench.errors import UsageError
 from flatbench.gate.compare import compare
 from flatbench.protocols import protocol
-from flatbench.records.record import collect, from_json
+from flatbench.records.reading import collect, from_json
 from tests.synthetic import grid, record
 
 pytestmark = pytest.mark.filterwarnings("ignore:Glyph")

@@ -11,7 +11,8 @@ import torch
 
 from flatbench.protocols.cases import Case, grid
 from flatbench.protocols.protocol import load
-from flatbench.records.record import Record, from_json
+from flatbench.records.reading import from_json
+from flatbench.records.record import Record
 from flatbench.training import checkpoint, trainer
 
 TINY = """
@@ -183,7 +184,7 @@ def test_killed_twenty_times_at_random(case: Case, uninterrupted: Record, tmp_pa
     kills = 0
 
     def train() -> None:
-        from flatbench.records.record import write_json
+        from flatbench.files import write_json
 
         record = trainer.train(case, checkpoints=path, resume=True)
         write_json(result, record.to_json())

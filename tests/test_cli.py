@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from flatbench import cli
+from flatbench import cli, files
 from flatbench.protocols import protocol
-from flatbench.records import record
+from flatbench.records import reading
 from flatbench.records.record import Record
 from tests import tiny
 from tests.synthetic import MEANS, grid
@@ -117,7 +117,7 @@ def test_run_report_and_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture
     assert cli.main(["run", *common, "--workers", "1"]) == 1  # one of the two diverges
     out = capsys.readouterr().out
     assert "tiny/resnet18/wild/seed0: diverged in epoch 1 of 2" in out
-    found = {r.optimizer: r for r in record.collect([tmp_path / "tiny" / "records"])}
+    found = {r.optimizer: r for r in reading.collect([tmp_path / "tiny" / "records"])}
     assert f"tiny/resnet18/sgd/seed0: {found['sgd'].test_accuracy:.2f} %" in out
     assert found["wild"].status == "diverged"
     assert cli.main(["report", str(tmp_path / "tiny" / "records")]) == 0
@@ -139,7 +139,7 @@ def test_baseline_writes_thresholds(tmp_path: Path) -> None:
 
 def write(folder: Path, records: Iterable[Record]) -> Path:
     for r in records:
-        record.write_json(folder / f"{r.id.replace('/', '-')}.json", r.to_json())
+        files.write_json(folder / f"{r.id.replace('/', '-')}.json", r.to_json())
     return folder
 
 

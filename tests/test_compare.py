@@ -6,9 +6,9 @@ import pytest
 from docs import rates
 from flatbench import gate
 from flatbench.errors import UsageError
+from flatbench.files import write_json
 from flatbench.gate import compare as module
 from flatbench.gate.compare import against, compare, fits, read_baseline
-from flatbench.records.record import write_json
 from tests import tiny
 from tests.synthetic import MEANS, grid, record
 

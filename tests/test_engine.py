@@ -20,9 +20,12 @@ import torch
 
 from flatbench.errors import UsageError
 from flatbench.execution import local
-from flatbench.execution.local import Progress, Run, Store
+from flatbench.execution.progress import Progress, Run, follow
+from flatbench.files import write_json
 from flatbench.protocols.cases import Case, grid
-from flatbench.records.record import Epoch, Record, read, write_json
+from flatbench.records.reading import read
+from flatbench.records.record import Epoch, Record
+from flatbench.records.store import Store
 from tests import synthetic, tiny
 
 PATIENCE = 300  # seconds; nothing here takes long, and a hang should not go on for ever
@@ -89,10 +92,10 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Two:
         patch.setenv("COLUMNS", "200")
         with local.start(cases, device="cpu", store=store) as run:
             wait_until(lambda: len(multiprocessing.active_children()) > 1, "two workers are there")
-            records = [local.follow(run, cases[0], screen)]
-            records += [local.follow(run, case, pipe) for case in cases[1:-1]]
+            records = [follow(run, cases[0], screen)]
+            records += [follow(run, case, pipe) for case in cases[1:-1]]
             children = len(multiprocessing.active_children())
-            records.append(local.follow(run, cases[-1], pipe))
+            records.append(follow(run, cases[-1], pipe))
     left = multiprocessing.active_children()
     return Two(cases, store, records, children, left, screen.getvalue(), pipe.getvalue())
 
@@ -483,14 +486,14 @@ def run(progress: Progress, monkeypatch: pytest.MonkeyPatch) -> Run:
 def test_the_line_is_cut_to_the_terminal_s_width(run: Run) -> None:
     case = run.progress.cases[0]
     screen = Watched(run.futures[case.id], lines=1)
-    assert local.follow(run, case, screen) == synthetic.record()
+    assert follow(run, case, screen) == synthetic.record()
     assert screen.getvalue() == "\r0/3 cases · time left un\x1b[K\r\x1b[K"
 
 
 def test_the_line_is_drawn_anew_until_the_case_ends(run: Run) -> None:
     case = run.progress.cases[0]
     screen = Watched(run.futures[case.id], lines=3)
-    local.follow(run, case, screen)
+    follow(run, case, screen)
     assert screen.getvalue().count("\r0/3 cases") == 3
 
 
@@ -498,7 +501,7 @@ def test_below_a_line_that_is_not_the_follower_s_own(run: Run) -> None:
     """One line down, and at the end back up to the column where pytest goes on."""
     case = run.progress.cases[0]
     screen = Watched(run.futures[case.id], lines=1)
-    local.follow(run, case, screen, below_column=12)
+    follow(run, case, screen, below_column=12)
     written = screen.getvalue()
     assert written.startswith("\n\r0/3 cases")
     assert written.endswith("\r\x1b[K\x1b[1A\x1b[12G")
@@ -508,7 +511,7 @@ def test_nothing_is_shown_of_a_case_that_is_done(run: Run) -> None:
     case = run.progress.cases[0]
     run.futures[case.id].set_result(synthetic.record())
     screen = Terminal()
-    local.follow(run, case, screen, below_column=3)
+    follow(run, case, screen, below_column=3)
     assert screen.getvalue() == ""
 
 
@@ -517,7 +520,7 @@ def test_nothing_is_shown_where_there_is_no_terminal(run: Run) -> None:
     pipe = io.StringIO()
     timer = threading.Timer(0.1, run.futures[case.id].set_result, [synthetic.record()])
     timer.start()
-    assert local.follow(run, case, pipe) == synthetic.record()
+    assert follow(run, case, pipe) == synthetic.record()
     timer.join()
     assert pipe.getvalue() == ""
 
@@ -526,12 +529,12 @@ def test_an_error_of_the_feeding_thread_reaches_whoever_waits(run: Run) -> None:
     case = run.progress.cases[0]
     run.futures[case.id].set_exception(OSError("no space left on device"))
     with pytest.raises(OSError, match="no space left"):
-        local.follow(run, case, io.StringIO())
+        follow(run, case, io.StringIO())
 
 
 def test_a_record_to_be_reused_that_is_none_is_one_clear_line(tmp_path: Path) -> None:
     case = grid(tiny.protocol(tmp_path), optimizers=["sgd"])[0]
-    store = local.Store(tmp_path, resume=True)
+    store = Store(tmp_path, resume=True)
     store.record(case).parent.mkdir(parents=True)
     store.record(case).write_text('{"benchmarks": []}')
     with pytest.raises(UsageError, match=r"sgd-seed0\.json: holds 0 records: allowed is 1"):

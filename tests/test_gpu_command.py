@@ -20,7 +20,8 @@ import torch
 
 from benchmarks import gpu, gpu_pages, gpu_parts
 from benchmarks.gpu_parts import Ran, Result, Setting
-from flatbench.records import provenance, record
+from flatbench import files
+from flatbench.records import provenance
 from tests import tiny
 from tests.synthetic import grid
 
@@ -547,7 +548,7 @@ def engine_with(
     def run(command: list[str], **extra: str) -> Ran:
         (folder,) = (word.partition("=")[2] for word in command if word.startswith("--results="))
         for i, found in enumerate(runs.pop(0)):
-            record.write_json(Path(folder) / "tiny" / "records" / f"{i}.json", found.to_json())
+            files.write_json(Path(folder) / "tiny" / "records" / f"{i}.json", found.to_json())
         return Ran(0, "")
 
     return gpu_parts.engine(Setting(tmp_path, protocol=str(path), **setting), run)

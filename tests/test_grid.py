@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from flatbench import gate
-from flatbench.records import record
-from flatbench.records.record import write_json
+from flatbench.files import write_json
+from flatbench.records import reading
 from tests import synthetic, tiny
 
 ROOT = Path(__file__).parents[1]
@@ -86,7 +86,7 @@ def test_the_json_is_pytest_benchmarks_and_holds_the_records(whole: Outcome) -> 
     table = whole.json("benchmark.json")
     assert {"machine_info", "commit_info", "benchmarks", "version"} <= table.keys()
     assert not {"node", "release"} & table["machine_info"].keys()
-    records = record.read(whole.results / "tiny" / "benchmark.json")
+    records = reading.read(whole.results / "tiny" / "benchmark.json")
     assert [(r.optimizer, r.status) for r in records] == [
         ("sgd", "completed"),
         ("sgd+sam", "completed"),
@@ -104,8 +104,8 @@ def test_the_time_of_a_case_is_its_training_time(whole: Outcome) -> None:
 
 
 def test_each_record_is_kept_by_itself(whole: Outcome) -> None:
-    together = {r.id: r for r in record.read(whole.results / "tiny" / "benchmark.json")}
-    alone = record.collect([whole.results / "tiny" / "records"])
+    together = {r.id: r for r in reading.read(whole.results / "tiny" / "benchmark.json")}
+    alone = reading.collect([whole.results / "tiny" / "records"])
     assert {r.id: r for r in alone} == together
 
 
@@ -125,7 +125,7 @@ def test_no_live_line_where_there_is_no_terminal(whole: Outcome) -> None:
 def test_a_selection_leaves_the_whole_grid_s_files_alone(whole: Outcome, protocol: Path) -> None:
     """Within bounds that no run keeps to: the failure is one line a bound."""
     before = (whole.results / "tiny" / "benchmark.json").read_bytes()
-    (sgd, *_) = record.read(whole.results / "tiny" / "benchmark.json")
+    (sgd, *_) = reading.read(whole.results / "tiny" / "benchmark.json")
     impossible = gate.Bound("at_least", 99.9, "linear", 99.95, 0.01)
     thresholds = gate.Thresholds(
         protocol="tiny",
@@ -151,7 +151,7 @@ def test_a_selection_leaves_the_whole_grid_s_files_alone(whole: Outcome, protoco
     assert "is below 99.9" in line
     assert "10 seeds, level 0.999, commit abc1234" in line
     assert (whole.results / "tiny" / "benchmark.json").read_bytes() == before
-    selected = record.read(whole.results / "tiny" / "selection.json")
+    selected = reading.read(whole.results / "tiny" / "selection.json")
     assert [r.id for r in selected] == [sgd.id]
     same = {"provenance": {}}  # the same seed, the same bits
     assert selected[0].without_timings() | same == sgd.without_timings() | same
@@ -164,7 +164,7 @@ def gated(whole: Outcome, protocol: Path, baseline: Path, *options: str) -> Outc
 
 
 def baseline_near(whole: Outcome, folder: Path, accuracy: float) -> Path:
-    (sgd,) = record.read(whole.results / "tiny" / "records" / "resnet18-sgd-seed0.json")
+    (sgd,) = reading.read(whole.results / "tiny" / "records" / "resnet18-sgd-seed0.json")
     for i in range(10):
         twin = dataclasses.replace(sgd, seed=100 + i, test_accuracy=accuracy + i / 10)
         write_json(folder / f"{i}.json", twin.to_json())

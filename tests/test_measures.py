@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from flatbench import data, models, sharpness
 from flatbench.protocols import protocol
 from flatbench.protocols.cases import grid
-from flatbench.records.record import from_json
+from flatbench.records.reading import from_json
 from flatbench.training import measuring, trainer
 
 RULE = protocol.Sharpness(examples=40, rho=0.1, adaptive_rho=0.3, sigma=0.02, adaptive_sigma=0.05)

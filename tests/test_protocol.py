@@ -15,7 +15,7 @@ from flatbench.errors import UsageError
 from flatbench.models import ARCHITECTURES
 from flatbench.protocols.cases import grid
 from flatbench.protocols.protocol import PROTOCOLS, Protocol, available, load
-from flatbench.records.record import read
+from flatbench.records.reading import read
 from tests import tiny
 
 RESULTS = Path(__file__).parents[1] / "results"

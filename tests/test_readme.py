@@ -7,7 +7,7 @@ import statistics
 from pathlib import Path
 
 from flatbench import report
-from flatbench.records import record
+from flatbench.records import reading
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -15,7 +15,7 @@ README = (ROOT / "README.md").read_text()
 
 def rendered(*files: Path) -> list[str]:
     # the brief form: the full one has intervals whose last digit may be a library's
-    return report.render(record.collect(files), brief=True).splitlines()
+    return report.render(reading.collect(files), brief=True).splitlines()
 
 
 def test_its_tables_are_those_of_the_committed_records() -> None:
@@ -68,7 +68,7 @@ def test_its_speed_is_that_of_the_committed_benchmarks() -> None:
 
 def test_its_flatness_is_that_of_the_committed_records() -> None:
     """At equal epochs and at equal gradients, each mean over a cell's seeds."""
-    records = record.collect([ROOT / "results" / "fashion" / "benchmark.json"])
+    records = reading.collect([ROOT / "results" / "fashion" / "benchmark.json"])
     measures = [name for name in records[0].sharpness if not name.endswith("_error")]
 
     def mean(architecture: str, optimizer: str, measure: str) -> float:

@@ -14,16 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flatbench.errors import UsageError
-from flatbench.records.record import (
-    SCHEMA_VERSION,
-    Epoch,
-    Record,
-    collect,
-    from_json,
-    read,
-    write_atomically,
-    write_json,
-)
+from flatbench.files import write_atomically, write_json
+from flatbench.records.reading import collect, from_json, read
+from flatbench.records.record import SCHEMA_VERSION, Epoch, Record
 from tests import synthetic
 
 NUMBERS = st.floats(-1e150, 1e150)

@@ -23,10 +23,12 @@ from torch.nn import functional as F
 
 from flatbench import data, models
 from flatbench.errors import UsageError
+from flatbench.files import write_json
 from flatbench.optim import SAM
 from flatbench.protocols.cases import Case, grid
 from flatbench.protocols.protocol import Data
-from flatbench.records.record import Epoch, Record, from_json, write_json
+from flatbench.records.reading import from_json
+from flatbench.records.record import Epoch, Record
 from flatbench.training import graph, trainer
 from tests import tiny
 

@@ -7,142 +7,27 @@ recorded as failed, and a new worker takes the next.
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import multiprocessing
 import os
 import queue
-import shutil
 import signal
 import threading
-import time
 import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import TextIO
 
 from flatbench.errors import UsageError
+from flatbench.execution.progress import Progress, Run
+from flatbench.files import write_json
 from flatbench.protocols.cases import Case
-from flatbench.records.record import Epoch, Record, read_one, write_json
+from flatbench.records.record import Record
+from flatbench.records.store import Store
 from flatbench.training import checkpoint
-
-
-@dataclass
-class Progress:
-    """How far a run has come; written by the feeding threads, read by whoever shows it."""
-
-    cases: Sequence[Case]
-    started: float = field(default_factory=time.monotonic)
-    finished: set[str] = field(default_factory=set)
-    reused: set[str] = field(default_factory=set)  # finished before this run
-    latest: tuple[Case, int, Epoch] | None = None
-    epochs_done: dict[str, int] = field(default_factory=dict)
-
-    def line(self) -> str:
-        """Return one line: cases done, the newest epoch, loss and accuracy, time left."""
-        parts = [f"{len(self.finished)}/{len(self.cases)} cases"]
-        if self.latest is not None:
-            case, number, epoch = self.latest
-            parts += [
-                f"{case.id} epoch {number}/{case.epochs}",
-                f"loss {epoch.train_loss:.3f}",
-                f"accuracy {epoch.test_accuracy:.1f} %",
-            ]
-        left = self.seconds_left()
-        parts.append("time left unknown" if left is None else f"{_duration(left)} left")
-        return " · ".join(parts)
-
-    def seconds_left(self) -> float | None:
-        """Return the time that is left if gradient evaluations go on at the rate so far."""
-        total = done = 0
-        for case in self.cases:
-            if case.id in self.reused:
-                continue
-            cost = 2 if case.row.is_sam else 1
-            total += cost * case.epochs
-            epochs = case.epochs if case.id in self.finished else self.epochs_done.get(case.id, 0)
-            done += cost * epochs
-        if done == 0:
-            return None
-        return (time.monotonic() - self.started) * (total - done) / done
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-@dataclass(frozen=True)
-class Run:
-    """Cases under way: a future of a Record for each case id, and the progress."""
-
-    futures: dict[str, Future[Record]]
-    progress: Progress
-
-
-def follow(run: Run, case: Case, stream: TextIO, below_column: int | None = None) -> Record:
-    """Wait for a case's record; if the stream is a terminal, it shows a live line meanwhile.
-
-    With ``below_column`` the line stands below the current one, and the cursor goes back to that
-    column (from 1) of it.
-    """
-    future = run.futures[case.id]
-    if not stream.isatty() or future.done():
-        return future.result()
-    if below_column:
-        stream.write("\n")
-    while not future.done():
-        line = run.progress.line()[: shutil.get_terminal_size().columns - 1]
-        stream.write(f"\r{line}\x1b[K")
-        stream.flush()
-        concurrent.futures.wait([future], timeout=0.5)
-    up = f"\x1b[1A\x1b[{below_column}G" if below_column else ""
-    stream.write(f"\r\x1b[K{up}")
-    stream.flush()
-    return future.result()
-
-
-@dataclass(frozen=True)
-class Store:
-    """The folder that takes records, checkpoints and weights, a file a case."""
-
-    results: Path
-    resume: bool = False  # take what is there already instead of training it again
-    keep_weights: bool = False
-
-    def record(self, case: Case) -> Path:
-        """Return where a case's record is kept."""
-        return self._path(case, "records", "json")
-
-    def weights(self, case: Case) -> Path:
-        """Return where a case's final weights are kept, beside its record."""
-        return self._path(case, "records", "safetensors")
-
-    def checkpoint(self, case: Case) -> Path:
-        """Return where a case under way keeps its checkpoint."""
-        return self._path(case, "checkpoints", "pt")
-
-    def _path(self, case: Case, folder: str, suffix: str) -> Path:
-        name = f"{case.architecture}-{case.optimizer}-seed{case.seed}.{suffix}"
-        return self.results / case.protocol.name / folder / name
-
-    def finished(self, case: Case, key: str) -> Record | None:
-        """Return the record of an earlier run that this one would repeat bit for bit.
-
-        A failed case is tried again; a diverged one would diverge again.
-        """
-        path = self.record(case)
-        missing_weights = self.keep_weights and not self.weights(case).exists()
-        if not self.resume or missing_weights or not path.exists():
-            return None
-        record = read_one(path)
-        same = record.provenance.get("key") == key and record.status != "failed"
-        return record if same else None
 
 
 @dataclass(frozen=True)

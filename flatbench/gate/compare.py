@@ -24,7 +24,8 @@ from flatbench.errors import UsageError
 from flatbench.gate.scales import scale_of, scaled, unscaled, worse_limit
 from flatbench.gate.verdict import Outcome, Verdict
 from flatbench.protocols.protocol import Protocol
-from flatbench.records.record import Record, collect
+from flatbench.records.reading import collect
+from flatbench.records.record import Record
 from flatbench.records.sections import Section, sections
 from flatbench.stats import summary
 from flatbench.text import plain

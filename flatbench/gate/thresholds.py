@@ -28,11 +28,12 @@ from typing import Annotated, Any, Literal
 from scipy import stats
 
 from flatbench.errors import UsageError
+from flatbench.files import write_atomically
 from flatbench.gate.scales import Scale, scale_of, scaled, unscaled, worse_limit
 from flatbench.gate.verdict import Outcome, Verdict
 from flatbench.protocols.protocol import Protocol
 from flatbench.protocols.schema import Check, Reader
-from flatbench.records.record import Record, write_atomically
+from flatbench.records.record import Record
 from flatbench.records.sections import Section, sections
 from flatbench.stats import prediction_bound, summary
 from flatbench.text import plain

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from flatbench.errors import UsageError
-from flatbench.execution.local import Store
 from flatbench.landscape import plots
 from flatbench.landscape.directions import (
     Directions,
@@ -28,6 +27,7 @@ from flatbench.landscape.directions import (
 from flatbench.landscape.grid import Landscape, loss_landscape
 from flatbench.landscape.solutions import Solution, solution
 from flatbench.protocols.cases import Case
+from flatbench.records.store import Store
 
 MOST_CASES = 3  # side by side on a page
 

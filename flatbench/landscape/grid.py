@@ -15,8 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from flatbench.errors import UsageError
+from flatbench.files import write_atomically
 from flatbench.landscape.directions import Directions, Kind, digest
-from flatbench.records.record import write_atomically
 from flatbench.sharpness import Loss, LossSurface, loss_surface
 
 FORMAT: Final = "flatbench landscape 1"

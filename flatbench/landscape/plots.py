@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 from numpy.typing import NDArray
 
+from flatbench.files import write_atomically
 from flatbench.landscape.grid import Landscape
-from flatbench.records.record import write_atomically
 
 Scale = Literal["auto", "linear", "log"]
 

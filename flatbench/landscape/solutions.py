@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from flatbench import data
 from flatbench.errors import UsageError
-from flatbench.execution.local import Store
 from flatbench.protocols.cases import Case
-from flatbench.records.record import read_one
+from flatbench.records.reading import read_one
+from flatbench.records.store import Store
 from flatbench.training import measuring, trainer
 
 

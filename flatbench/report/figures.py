@@ -21,8 +21,9 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
+from flatbench.files import write_atomically
 from flatbench.protocols.protocol import Protocol
-from flatbench.records.record import Record, write_atomically
+from flatbench.records.record import Record
 from flatbench.records.sections import Section, sections
 from flatbench.report.numbers import Numbers
 from flatbench.report.ranking import correlation, tau_text

@@ -19,8 +19,7 @@ import torch
 from tabulate import tabulate
 
 import flatbench
-from flatbench import data
-from flatbench.execution import local
+from flatbench import data, execution
 from flatbench.optim.availability import c_compiler, why_not_fused
 from flatbench.records import provenance
 from flatbench.training import devices
@@ -59,7 +58,7 @@ def look(name: str = "auto") -> Info:
     rows = [
         *_versions(),
         ("processor", provenance.processor()),
-        ("cores", f"{local.cores()} usable, torch takes {torch.get_num_threads()} threads"),
+        ("cores", f"{execution.cores()} usable, torch takes {torch.get_num_threads()} threads"),
         *_devices(reason),
         ("driver", provenance.driver() or "not found: no answer from nvidia-smi"),
         ("C compiler", _compiler()),

@@ -13,7 +13,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from flatbench.records.record import write_atomically
+from flatbench.files import write_atomically
 
 _DIGEST = hashlib.sha256().digest_size
 

@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flatbench import data, models
+from flatbench.files import write_atomically
 from flatbench.optim import SAM, frozen_batchnorm
 from flatbench.protocols.cases import Case
 from flatbench.protocols.protocol import Optimizer, Sharpness
 from flatbench.records import provenance
-from flatbench.records.record import Epoch, Record, write_atomically
+from flatbench.records.record import Epoch, Record
 from flatbench.training import checkpoint, devices, graph, measuring, meter
 
 BASES: dict[str, Any] = {  # classes; torch's stub of their common parent knows no options

@@ -1,0 +1,121 @@
+"""Reading records, one or many, from JSON files."""
+
+from __future__ import annotations
+
+import json
+import typing
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from flatbench.errors import UsageError
+from flatbench.protocols.schema import Reader
+from flatbench.records.record import SCHEMA_VERSION, Epoch, Record
+
+_EPOCH = typing.get_type_hints(Epoch, include_extras=True)
+
+
+def from_json(table: Any, source: Path | str) -> Record:
+    """Validate a record read from JSON.
+
+    Raises:
+        UsageError: another schema version, or a key that is unknown, missing, of the wrong type
+            or out of range; the message opens with ``source``.
+    """
+    reader = Reader(source)
+    table = dict(reader.table(table, "record"))
+    version = table.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise reader.error("schema_version", version, f"{SCHEMA_VERSION} (this flatbench's)")
+    columns = reader.table(table.pop("history", {}), "history")
+    reader.known(columns, _EPOCH, "history.")
+    lengths = {}
+    for name, column in columns.items():
+        if not isinstance(column, list):
+            raise reader.error(f"history.{name}", column, "a list")
+        lengths[name] = len(column)
+    if len(set(lengths.values())) > 1:
+        raise reader.error("history", lengths, "lists of one length")
+    for name in _EPOCH:
+        if columns and name not in columns:
+            raise UsageError(f"{source}: history.{name} is missing")
+    checked = (_column(reader, columns[name], _EPOCH[name], name) for name in columns and _EPOCH)
+    history = tuple(Epoch(*values) for values in zip(*checked, strict=True))
+    return reader.read(Record, table, history=history)
+
+
+def _column(reader: Reader, column: list[Any], hint: Any, name: str) -> list[Any]:
+    """Check one column of the history."""
+    inner, *checks = typing.get_args(hint) or (hint,)
+    # a fast pass that only ever says yes; the reader, value by value, says what is wrong
+    if all(type(v) is inner and abs(v) <= 1e9 for v in column) and all(
+        check.holds(v) for check in checks for v in column
+    ):
+        return column
+    return [reader.value(v, hint, f"history.{name}[{i}]") for i, v in enumerate(column)]
+
+
+def read(path: Path) -> list[Record]:
+    """Read the records of one JSON file: a single record, or pytest-benchmark's own JSON.
+
+    Of pytest-benchmark's JSON the benchmarks that carry no record (step timings) are passed over.
+
+    Raises:
+        UsageError: the file cannot be read, is not JSON, or a record in it is not valid.
+    """
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, a bare NaN, or too deep
+        raise UsageError(f"{path}: is not JSON: {error}") from None
+    if not isinstance(table, dict):
+        raise UsageError(f"{path}: must hold a record or pytest-benchmark's JSON, both objects")
+    if "benchmarks" not in table:
+        return [from_json(table, path)]
+    records = []
+    benchmarks = table["benchmarks"]
+    if not isinstance(benchmarks, list):
+        raise Reader(path).error("benchmarks", benchmarks, "a list")
+    for i, benchmark in enumerate(benchmarks):
+        extra = benchmark.get("extra_info") if isinstance(benchmark, dict) else None
+        if not isinstance(extra, dict):
+            raise Reader(path).error(f"benchmarks[{i}].extra_info", extra, "a table")
+        if "record" in extra:
+            records.append(from_json(extra["record"], f"{path}: benchmarks[{i}]"))
+    return records
+
+
+def read_one(path: Path) -> Record:
+    """Read the only record of a JSON file.
+
+    Raises:
+        UsageError: as `read`, or there is not one record in it.
+    """
+    records = read(path)
+    if len(records) != 1:
+        raise UsageError(f"{path}: holds {len(records)} records: allowed is 1")
+    return records[0]
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def collect(paths: Iterable[Path]) -> list[Record]:
+    """Read records from files and, for folders, from every ``*.json`` directly in them.
+
+    Raises:
+        UsageError: a file is not valid, a path does not exist, or there is no record in any.
+    """
+    records: list[Record] = []
+    seen: list[str] = []
+    for path in paths:
+        if not path.exists():
+            raise UsageError(f"{path}: no such file or folder")
+        seen.append(str(path))
+        for file in sorted(path.glob("*.json")) if path.is_dir() else [path]:
+            records += read(file)
+    if not records:
+        raise UsageError(f"{', '.join(seen) or 'no path'}: holds no record")
+    return records
