@@ -18,6 +18,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 LIMIT = 480.0  # seconds of a part, all its commands together
 KERNELS = "norm_partials|perturb|restore_and_step"
+NCU_ROWS = "resnet18 and sgd and fused and not graph and not asam and not host"
 NO_SANITIZER = "compute-sanitizer is not found"
 
 Row = dict[str, Any]
@@ -249,8 +250,7 @@ def step(setting: Setting, run: Run) -> Result:
         "The estimate for an H100: fused+graph takes at most 190 µs with SGD, 220 µs with Adam.",
         f"The kernels by themselves: `ncu --kernel-name 'regex:{KERNELS}' --launch-skip 9 "
         "--launch-count 3 --section SpeedOfLight --section Occupancy python3 -m pytest "
-        "benchmarks/bench_step.py -k 'resnet18 and sgd and fused and not graph and not asam' "
-        "--device cuda`",
+        f"benchmarks/bench_step.py -k '{NCU_ROWS}' --device cuda`",
     ]
     return result
 

@@ -122,7 +122,7 @@ def test_what_is_looked_for_is_what_the_parts_import() -> None:
     lists = [project["dependencies"], *project["optional-dependencies"].values()]
     ours = {re.split(r"[>=<\[]", name)[0] for names in lists for name in names}
     looked_for = set(gpu.PACKAGES.values())
-    assert imported & ours <= looked_for
+    assert imported & ours <= looked_for | {"pytest-xdist"}  # which pytest loads where it is
     assert looked_for - {"tabulate"} <= imported  # which the pages need
 
 
@@ -277,7 +277,7 @@ def test_neither_paths_nor_the_host_s_name_are_written(
         run([sys.executable, "-c", "pass", f"--results={setting.scratch}/x", f"--data={data_dir}"])
         row = {"says": f"{ROOT}/tests/test_sam.py:3: in {setting.scratch}/a and tests/b.py 1/2"}
         notes = ["see /opt/conda/lib/torch/nn.py, https://example.org/a/b and ~/x"]
-        return Result("failed", f"in {ROOT}", {"rows": [row]}, notes, f"{sys.prefix}/lib/x.py")
+        return Result("failed", f"in {ROOT}", {"rows": [row]}, notes, "/opt/python/lib/x.py")
 
     monkeypatch.setitem(gpu_parts.PARTS, "step", talkative)
     table = gpu.run_part("step", tmp_path, here, data_dir)
@@ -495,9 +495,13 @@ def test_with_compute_sanitizer(
     ("file", "rows", "count"),
     [
         ("tests/test_optim_gpu.py", "128_bits", 10),
-        ("benchmarks/bench_step.py", Setting(Path()).step_rows, 24),
+        ("benchmarks/bench_step.py", Setting(Path()).step_rows, 32),
         ("benchmarks/bench_trainer.py", Setting(Path()).trainer_rows, 1),
-        ("benchmarks/bench_step.py", "resnet18 and sgd and fused and not graph and not asam", 1),
+        (
+            "benchmarks/bench_step.py",
+            "resnet18 and sgd and fused and not graph and not asam and not host",
+            1,
+        ),
     ],
 )
 def test_what_is_chosen_by_name_is_there(file: str, rows: str, count: int) -> None:
