@@ -48,7 +48,7 @@ from benchmarks.plain import PerTensorSAM, PlainLoop
 from benchmarks.timing import Step, clock, in_turns
 from flatbench import data, execution
 from flatbench.protocols.cases import Case, from_id
-from flatbench.training import devices, trainer
+from flatbench.training import devices, run, setup
 
 IMAGES = 2048  # of the full-width case
 CASES = {
@@ -69,7 +69,7 @@ def images_for(case: Case, where: torch.device, data_dir: Path | None) -> data.D
     return data.DataSet(part, part, part, 10, pixels.mean(0), pixels.std(0))
 
 
-def endless(run: trainer.Run, batch_size: int) -> Iterator[Tensor]:
+def endless(run: run.Run, batch_size: int) -> Iterator[Tensor]:
     """Whole batches without end."""
     while True:
         for batch in data.batches(len(run.labels), batch_size, run.shuffle, run.where):
@@ -79,9 +79,9 @@ def endless(run: trainer.Run, batch_size: int) -> Iterator[Tensor]:
 
 def flatbench_step(
     case: Case, dataset: data.DataSet, compiled: bool = False
-) -> tuple[Step, trainer.Run]:
+) -> tuple[Step, run.Run]:
     """A step of the trainer's own, its sums kept on the device, and what it moves."""
-    run = trainer.prepare(case, dataset, compiled=compiled)
+    run = setup.prepare(case, dataset, compiled=compiled)
     run.model.train()
     sums = torch.zeros(3, dtype=torch.float64, device=run.where)
     batches = endless(run, case.protocol.training.batch_size)
@@ -93,7 +93,7 @@ def flatbench_step(
 
 
 def plain_step(case: Case, dataset: data.DataSet) -> Step:
-    row, model = case.row, trainer.build_model(case, dataset)
+    row, model = case.row, setup.build_model(case, dataset)
     model = model.to(memory_format=torch.contiguous_format)
     base = torch.optim.SGD(model.parameters(), row.lr, row.momentum, weight_decay=row.weight_decay)
     assert row.rho is not None
@@ -194,7 +194,7 @@ def test_trainer(
     rounds, iterations = (9, 20) if is_narrow or where.type == "cuda" else (7, 1)
     data_dir = request.config.getoption("data_dir")
     dataset = images_for(case, where, data_dir)
-    run = trainer.prepare(case, dataset)
+    run = setup.prepare(case, dataset)
     large = {} if is_narrow else peaks(where, run.precision)
     seat = Seat(case.id, str(where), own, data_dir)
     with contextlib.ExitStack() as stack:

@@ -1,6 +1,6 @@
 """How often the gates fail without a regression, and what they find: ``docs/gate.md``'s numbers.
 
-``python -m flatbench.rates RECORDS`` prints that page: 10,000 grids simulated for every kind of
+``python -m docs.rates RECORDS`` prints that page: 10,000 grids simulated for every kind of
 spread, from fixed random seeds, and powers from the noncentral t distribution.
 """
 
@@ -234,7 +234,7 @@ def _table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 _PAGE = """\
 # What the gates find, and how often they are wrong
 
-Made by `python -m flatbench.rates RECORDS > docs/gate.md`; not edited by hand. RECORDS: the {runs}
+Made by `python -m docs.rates RECORDS > docs/gate.md`; not edited by hand. RECORDS: the {runs}
 runs of digits with seeds {seeds} (commit {commit}) that the thresholds are derived from.
 
 There are two gates. **Thresholds** (`benchmarks/thresholds/*.toml`) hold every case of a grid, one

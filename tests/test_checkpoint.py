@@ -13,7 +13,7 @@ from flatbench.protocols.cases import Case, grid
 from flatbench.protocols.protocol import load
 from flatbench.records.reading import from_json
 from flatbench.records.record import Record
-from flatbench.training import checkpoint, trainer
+from flatbench.training import checkpoint, step, trainer
 
 TINY = """
 [data]
@@ -127,7 +127,7 @@ def test_final_weights_are_those_of_the_record(case: Case, tmp_path: Path) -> No
     dataset = data.load(case.protocol.data)
     model = models.build(case.architecture, width=4, in_channels=1, classes=10)
     model.load_state_dict(load_file(path))
-    loss, accuracy = trainer.evaluate(model, dataset, dataset.test)
+    loss, accuracy = step.evaluate(model, dataset, dataset.test)
     assert accuracy == record.test_accuracy
     assert loss == pytest.approx(record.test_loss, rel=1e-5)
 

@@ -221,7 +221,7 @@ def test_a_landscape_s_centre_is_the_trained_network(trained: tuple[Path, Path])
 
     from flatbench import data, models
     from flatbench.protocols.cases import from_id
-    from flatbench.training import measuring, trainer
+    from flatbench.training import measuring, setup
 
     path, folder = trained
     case = "tiny/resnet18/sgd+sam/seed0"
@@ -235,7 +235,7 @@ def test_a_landscape_s_centre_is_the_trained_network(trained: tuple[Path, Path])
     run = from_id(case, str(path))
     dataset = data.load(run.protocol.data)
     picked = measuring.examples(dataset, run.protocol.sharpness)
-    labels = trainer.training_labels(run, dataset)
+    labels = setup.training_labels(run, dataset)
     assert not torch.equal(labels, dataset.train.labels)
     with torch.no_grad():
         logits = model.eval()(dataset.normalise(dataset.train.images[picked]))

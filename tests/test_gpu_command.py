@@ -109,7 +109,7 @@ def test_what_is_looked_for_is_what_the_parts_import() -> None:
         "files = gpu_parts.test_files()\n"
         "files += ['benchmarks/bench_step.py', 'benchmarks/bench_trainer.py']\n"
         "assert pytest.main(['--collect-only', '-qq', *files]) == 0\n"
-        "import flatbench.trainer\n"
+        "import flatbench.training.trainer\n"
         "names = importlib.metadata.packages_distributions()\n"
         "tops = {name.partition('.')[0] for name in sys.modules}\n"
         "print('imported', *{one for top in tops for one in names.get(top, [])})\n"

@@ -15,8 +15,10 @@ from flatbench import data
 from flatbench.execution import local
 from flatbench.protocols.cases import grid
 from flatbench.protocols.protocol import load
-from flatbench.training import graph, trainer
+from flatbench.training import graph, setup, step, trainer
 from flatbench.training.devices import make_deterministic
+from flatbench.training.run import Run, _on_cpu, snapshot
+from flatbench.training.step import batch_loss
 from tests.test_checkpoint import TINY
 
 SIZE = 4
@@ -374,17 +376,17 @@ def test_a_run_goes_on_as_if_a_failed_capture_had_not_been(
 
     def fail_half_way(step, batch: Tensor, generators, stream):
         run = step.args[0]
-        loss, _ = trainer._loss(run, run.dataset.normalise(run.images[batch]), run.labels[batch])
+        loss, _ = batch_loss(run, run.dataset.normalise(run.images[batch]), run.labels[batch])
         loss.backward()
         if row == "adam+sam":
             run.optimizer.first_step()
         raise RuntimeError("cannot be captured")
 
-    prepare = trainer.prepare
+    prepare = setup.prepare
 
     def prepare_graphed(*arguments, **options):
         run = prepare(*arguments, **options)
-        run.step = trainer._graphed(run, fail_half_way)
+        run.step = setup.graphed_step(run, fail_half_way)
         return run
 
     monkeypatch.setattr(trainer, "prepare", prepare_graphed)
@@ -395,7 +397,7 @@ def test_a_run_goes_on_as_if_a_failed_capture_had_not_been(
 
 
 def test_a_snapshot_is_kept_on_the_cpu_and_puts_everything_back(tmp_path: Path) -> None:
-    kept = trainer._on_cpu({"a": [torch.ones(2, 3).t(), 1], "b": (0.9, None)})
+    kept = _on_cpu({"a": [torch.ones(2, 3).t(), 1], "b": (0.9, None)})
     assert kept["a"][1] == 1
     assert kept["b"] == (0.9, None)
     assert kept["a"][0].stride() == (1, 3)  # channels_last stays so
@@ -403,7 +405,7 @@ def test_a_snapshot_is_kept_on_the_cpu_and_puts_everything_back(tmp_path: Path) 
     path = tmp_path / "tiny.toml"
     path.write_text(TINY)
     (case,) = grid(load(str(path)), seeds=[0])
-    run = trainer.prepare(case, data.load(case.protocol.data))
+    run = setup.prepare(case, data.load(case.protocol.data))
     (group,) = run.optimizer.param_groups
     group["lr"] = torch.tensor(0.5)  # as on CUDA
     run.step(torch.arange(32))
@@ -418,7 +420,7 @@ def test_a_snapshot_is_kept_on_the_cpu_and_puts_everything_back(tmp_path: Path) 
             return to(self, *arguments, **options)
 
         patch.setattr(Tensor, "to", watch)
-        put_back = trainer._snapshot(run)
+        put_back = snapshot(run)
     # every tensor of the model and of Adam's state, and the learning rate
     assert len(moved) == len(before[0]) + 3 * len(before[1]["state"]) + 1
     run.step(torch.arange(32))
@@ -494,15 +496,15 @@ def test_a_capture_that_breaks_falls_back_to_the_run_without_a_graph(
     with monkeypatch.context() as patch:
         patch.setattr(graph, "WARM_UP_STEPS", 10**9)
         plain = trainer.train(case, device_name="cuda")
-    real = trainer._step
+    real = step.take_step
 
-    def waits_within_a_capture(run: trainer.Run, batch: Tensor) -> Tensor:
+    def waits_within_a_capture(run: Run, batch: Tensor) -> Tensor:
         sums = real(run, batch)
         if torch.cuda.is_current_stream_capturing():
             torch.cuda.synchronize()
         return sums
 
-    monkeypatch.setattr(trainer, "_step", waits_within_a_capture)
+    monkeypatch.setattr(setup, "take_step", waits_within_a_capture)
     with pytest.warns(RuntimeWarning, match="no CUDA graph") as caught:
         fallen_back = trainer.train(case, device_name="cuda")
     assert len([w for w in caught if "no CUDA graph" in str(w.message)]) == 1

@@ -29,7 +29,8 @@ from flatbench.protocols.cases import Case, grid
 from flatbench.protocols.protocol import Data
 from flatbench.records.reading import from_json
 from flatbench.records.record import Epoch, Record
-from flatbench.training import graph, trainer
+from flatbench.training import devices, graph, setup, step, trainer
+from flatbench.training.run import Run
 from tests import tiny
 
 SGD, ADAM = tiny.SGD, tiny.ADAM
@@ -406,11 +407,11 @@ def test_the_part_that_is_evaluated_is_the_protocol_s(tmp_path: Path, part: str)
     dataset = data.load(run.protocol.data)
     other = {"test": "validation", "validation": "test"}[part]
     assert record.evaluation == part
-    loss, accuracy = trainer.evaluate(model, dataset, getattr(dataset, part))
+    loss, accuracy = step.evaluate(model, dataset, getattr(dataset, part))
     assert record.test_loss == pytest.approx(loss, rel=1e-5)
     assert record.test_accuracy == pytest.approx(accuracy, abs=100.1 / 360)
     assert record.test_loss != pytest.approx(
-        trainer.evaluate(model, dataset, getattr(dataset, other))[0], rel=1e-4
+        step.evaluate(model, dataset, getattr(dataset, other))[0], rel=1e-4
     )
 
 
@@ -424,9 +425,9 @@ def test_evaluation_is_over_whole_parts_of_any_size(monkeypatch: pytest.MonkeyPa
     logits = model(dataset.normalise(dataset.test.images))
     hits = (logits.argmax(1) == dataset.test.labels).double().mean().item()
     for size in (7, 359, 360, 1000):
-        monkeypatch.setattr(trainer, "EVALUATION_BATCH", size)
+        monkeypatch.setattr(step, "EVALUATION_BATCH", size)
         model.train()  # evaluate sets the mode itself
-        loss, accuracy = trainer.evaluate(model, dataset, dataset.test)
+        loss, accuracy = step.evaluate(model, dataset, dataset.test)
         assert loss == pytest.approx(F.cross_entropy(logits, dataset.test.labels).item(), rel=1e-5)
         assert accuracy == pytest.approx(100 * hits)
 
@@ -489,7 +490,7 @@ def test_a_row_s_optimizer(
     tmp_path: Path, row: dict[str, Any], kind: type, options: dict[str, Any]
 ) -> None:
     model = nn.Linear(2, 2)
-    optimizer = trainer.build_optimizer(case(tmp_path, optimizers=one_row(**row)).row, model)
+    optimizer = setup.build_optimizer(case(tmp_path, optimizers=one_row(**row)).row, model)
     assert type(optimizer) is kind
     (group,) = optimizer.param_groups
     assert {key: group[key] for key in options} == options
@@ -502,7 +503,7 @@ EPOCHS, STEPS = 10, 7
 
 
 def by_step(run: Case) -> list[float]:
-    return [trainer.learning_rate(run, i / STEPS) for i in range(EPOCHS * STEPS)]
+    return [step.learning_rate(run, i / STEPS) for i in range(EPOCHS * STEPS)]
 
 
 def of_torch(make: Any) -> list[float]:
@@ -525,7 +526,7 @@ def test_cosine(tmp_path: Path) -> None:
     expected = of_torch(lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, EPOCHS * STEPS))
     run = scheduled(tmp_path)
     assert by_step(run) == pytest.approx(expected, rel=1e-9, abs=1e-15)
-    assert trainer.learning_rate(run, EPOCHS) == pytest.approx(0, abs=1e-15)
+    assert step.learning_rate(run, EPOCHS) == pytest.approx(0, abs=1e-15)
 
 
 def test_steps(tmp_path: Path) -> None:
@@ -540,7 +541,7 @@ def test_steps_come_at_the_start_of_their_epoch(tmp_path: Path, epochs: int) -> 
     """Whatever a milestone's share is in floating point."""
     milestones = [0.2, 0.4, 0.6, 0.8]
     run = scheduled(tmp_path, schedule="step", milestones=milestones, decay=0.5, epochs=epochs)
-    rates = [trainer.learning_rate(run, epoch) for epoch in range(epochs)]
+    rates = [step.learning_rate(run, epoch) for epoch in range(epochs)]
     fifth = epochs // 5
     assert rates == [0.05 * 0.5**k for k in range(5) for _ in range(fifth)]
 
@@ -552,7 +553,7 @@ def test_warm_up(tmp_path: Path) -> None:
         lambda o: torch.optim.lr_scheduler.LinearLR(o, tiny_start, total_iters=3 * STEPS)
     )
     assert by_step(run) == pytest.approx(expected, rel=1e-9, abs=1e-12)
-    assert trainer.learning_rate(run, 0) == 0
+    assert step.learning_rate(run, 0) == 0
 
 
 def test_warm_up_joins_the_schedule_s_own_value(tmp_path: Path) -> None:
@@ -627,7 +628,7 @@ def test_divergence_in_a_later_epoch_keeps_those_before(tmp_path: Path) -> None:
 def test_a_test_loss_that_is_not_finite_is_divergence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    evaluate = trainer.evaluate
+    evaluate = step.evaluate
     calls = iter([False, True])
 
     def overflow(*arguments: Any) -> tuple[float, float]:
@@ -660,9 +661,9 @@ def test_a_step_that_sam_skipped_is_divergence(
 def test_a_second_gradient_that_is_not_finite_is_divergence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepare, passes = trainer.prepare, iter(range(1000))
+    prepare, passes = setup.prepare, iter(range(1000))
 
-    def prepare_with_hook(*arguments: Any, **options: Any) -> trainer.Run:
+    def prepare_with_hook(*arguments: Any, **options: Any) -> Run:
         run = prepare(*arguments, **options)
         last = list(run.model.parameters())[-1]
         # the ninth and tenth backward passes are the first step's of epoch 2
@@ -678,9 +679,9 @@ def test_a_second_gradient_that_is_not_finite_is_divergence(
 def test_steps_skipped_before_an_epoch_are_not_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepare = trainer.prepare
+    prepare = setup.prepare
 
-    def prepare_after_skips(*arguments: Any, **options: Any) -> trainer.Run:
+    def prepare_after_skips(*arguments: Any, **options: Any) -> Run:
         run = prepare(*arguments, **options)
         assert isinstance(run.optimizer, SAM)
         run.optimizer.skipped_steps.fill_(3)
@@ -733,7 +734,7 @@ def graphed_on_the_cpu(
     monkeypatch: pytest.MonkeyPatch, seconds: float = 0.0
 ) -> list[weakref.ref[Any]]:
     """Make runs capture their steps by a stand-in; return what refers to the runs' parts."""
-    prepare, parts = trainer.prepare, []
+    prepare, parts = setup.prepare, []
 
     def capture(step: Any, batch: Tensor, generators: Any, stream: Any) -> Any:
         time.sleep(seconds)
@@ -744,9 +745,9 @@ def graphed_on_the_cpu(
         parts.append(weakref.ref(replay))
         return replay
 
-    def prepare_graphed(*arguments: Any, **options: Any) -> trainer.Run:
+    def prepare_graphed(*arguments: Any, **options: Any) -> Run:
         prepared = prepare(*arguments, **options)
-        prepared.step = trainer._graphed(prepared, capture)
+        prepared.step = setup.graphed_step(prepared, capture)
         parts.extend([weakref.ref(prepared), weakref.ref(prepared.model)])
         return prepared
 
@@ -818,9 +819,9 @@ def test_peak_memory_is_reset_between_the_warm_up_and_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
-    prepare, reset = trainer.prepare, trainer.meter.reset_peak_memory
+    prepare, reset = setup.prepare, trainer.meter.reset_peak_memory
 
-    def watch_prepare(*arguments: Any, **options: Any) -> trainer.Run:
+    def watch_prepare(*arguments: Any, **options: Any) -> Run:
         told.append("prepare")
         return prepare(*arguments, **options)
 
@@ -933,7 +934,7 @@ def test_bf16_is_near_fp32_and_said(tmp_path: Path) -> None:
 def test_auto_is_bf16_where_the_device_is_fast_at_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast: bool, precision: str
 ) -> None:
-    monkeypatch.setattr(trainer.device, "has_fast_bf16", lambda where: fast)
+    monkeypatch.setattr(devices, "has_fast_bf16", lambda where: fast)
     training = {"epochs": 1, "batch_size": 64}
     auto, named = (
         trainer.train(case(tmp_path, "sgd", training=training | {"precision": name}))

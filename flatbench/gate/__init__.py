@@ -1,19 +1,13 @@
 """The gate: thresholds derived from many seeds, what fails against them, and comparisons."""
 
+from flatbench.gate.check import check_case, check_pairs, judge, unbounded
+from flatbench.gate.derive import LEVEL, MEASURES, derive, from_reference
 from flatbench.gate.thresholds import (
-    LEVEL,
-    MEASURES,
     Bound,
     CellThreshold,
     PairThreshold,
     Thresholds,
-    check_case,
-    check_pairs,
-    derive,
-    from_reference,
-    judge,
     read_thresholds,
-    unbounded,
     write_thresholds,
 )
 

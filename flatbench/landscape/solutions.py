@@ -16,7 +16,7 @@ from flatbench.errors import UsageError
 from flatbench.protocols.cases import Case
 from flatbench.records.reading import read_one
 from flatbench.records.store import Store
-from flatbench.training import measuring, trainer
+from flatbench.training import measuring, setup
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def solution(case: Case, store: Store, where: torch.device, data_dir: Path | Non
             f'the protocol has changed since; allowed is "{case.cell_hash()}": train it again'
         )
     dataset = data.load(case.protocol.data, where, data_dir)
-    model = trainer.build_model(case, dataset)
+    model = setup.build_model(case, dataset)
     try:
         model.load_state_dict(load_file(weights, str(where)))
     except (SafetensorError, RuntimeError) as error:  # RuntimeError: names or shapes do not fit
@@ -66,5 +66,5 @@ def solution(case: Case, store: Store, where: torch.device, data_dir: Path | Non
         case,
         model.eval(),
         dataset.normalise(dataset.train.images[picked]),
-        trainer.training_labels(case, dataset)[picked],
+        setup.training_labels(case, dataset)[picked],
     )

@@ -1,0 +1,204 @@
+"""Thresholds derived from many seeds, or from published results.
+
+A bound is a one-sided prediction limit for one new seed (`flatbench.stats.prediction_bound`):
+lower for the test accuracy, upper for every sharpness, on the scale that `flatbench.gate.scales`
+gives the measure and for the reasons given there: the logarithm, of accuracies that of their error.
+
+The default level, 0.999 a bound, is chosen for a whole grid: 4 rows x 2 architectures x 3 seeds
+make 24 cases, each with 2 bounds, so that by Bonferroni's inequality a grid without a regression
+fails with a probability of at most 48 x 0.001 = 4.8 %. A pair is asserted once a grid, and its mean
+over few seeds is known less well: its level is 0.99, so each asserted pair adds at most 1 %.
+`Thresholds.false_alarm_rate` gives the number for any grid.
+
+No bound is made for a cell that diverged or failed in the baseline, for a measure that had the
+same value under every seed (the spread is unknown then), or for one that some seed lacks. Such a
+cell asserts no more than that its run completes; `flatbench.gate.check.unbounded` lists it with
+the reason.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from scipy import stats
+
+from flatbench.errors import UsageError
+from flatbench.gate.measured import measures_of, paired_differences, records_by_cell
+from flatbench.gate.scales import scale_of, scaled, worse_limit
+from flatbench.gate.thresholds import LEVELS, Bound, CellThreshold, PairThreshold, Thresholds
+from flatbench.protocols.protocol import Protocol
+from flatbench.records.record import Record
+from flatbench.records.sections import Section, sections
+from flatbench.stats import prediction_bound, summary
+from flatbench.text import plain
+
+LEVEL = 0.999
+
+
+PAIR_LEVEL = 0.99
+
+
+MINIMUM_SEEDS = 10
+
+
+REFERENCE_STDS = 3.0  # below a published mean
+
+
+MEASURES = ("test_accuracy", "sam_sharpness")
+
+
+def derive(
+    records: Iterable[Record],
+    level: float = LEVEL,
+    pair_level: float = PAIR_LEVEL,
+    grid_seeds: int = 3,
+    measures: Sequence[str] = MEASURES,
+) -> Thresholds:
+    """Derive thresholds from the records of one protocol, at least 10 seeds in every cell.
+
+    Args:
+        records: the baseline's runs.
+        level: of every bound of a case, in (0.5, 1).
+        pair_level: of every bound of a pair's mean difference, in (0.5, 1).
+        grid_seeds: over how many new seeds the mean paired difference will be taken.
+        measures: ``test_accuracy`` (bounded below) and any sharpness (bounded above): the
+            record's ``sam_sharpness`` or keys of its ``sharpness``.
+
+    Raises:
+        UsageError: no record, several protocols, fewer seeds than 10 in a cell, a record that
+            does not say what protocol content or commit it comes from, or an unknown measure.
+    """
+    grouped = sections(records)
+    if len(grouped) != 1:
+        names = ", ".join(plain(s.protocol) for s in grouped) or "no record"
+        raise UsageError(f"a baseline is one protocol's records, not those of {names}")
+    section = grouped[0]
+    label = plain(section.protocol)
+    for name, value in (("level", level), ("pair_level", pair_level)):
+        if not 0.5 < value < 1:
+            raise UsageError(f"{name} = {value}: allowed is {LEVELS.allowed}")
+    for key in ("common_hash", "cell_hash", "commit"):
+        if not all(isinstance(r.provenance.get(key), str) for r in section.records):
+            raise UsageError(f"{label}: a record of the baseline does not say provenance.{key}")
+    for name in (section.protocol, *section.architectures, *section.optimizers):
+        if plain(name) != name:
+            raise UsageError(f"{plain(name)}: a name in a baseline must be printable")
+    by_cell = records_by_cell(section)
+    for cell_key, cell in by_cell.items():
+        if len(cell) < MINIMUM_SEEDS:
+            raise UsageError(
+                f"{label}/{'/'.join(cell_key)}: {len(cell)} seed(s) in the baseline; "
+                f"at least {MINIMUM_SEEDS} are needed"
+            )
+    for measure in measures:
+        if not any(measure in measures_of(record) for record in section.records):
+            raise UsageError(f"{label}: no record in the baseline measured {plain(measure)!r}")
+    return Thresholds(
+        protocol=section.protocol,
+        evaluation="validation" if section.evaluation == "validation" else "test",
+        common_hash=section.records[0].provenance["common_hash"],
+        level=level,
+        pair_level=pair_level,
+        seeds=section.seeds,
+        grid_seeds=grid_seeds,
+        commit=_commit(section.records),
+        cells={key: _cell(cell, level, measures) for key, cell in by_cell.items()},
+        pairs=dict(_pairs(section, by_cell, pair_level, grid_seeds)),
+    )
+
+
+def from_reference(protocol: Protocol) -> Thresholds:
+    """Return thresholds at the published mean less three standard deviations, a cell each.
+
+    Three standard deviations of n seeds are the prediction bound of one new seed at the level
+    t(3 / sqrt(1 + 1/n), n − 1), which is all that so few seeds allow: 0.94 for n = 3.
+
+    Raises:
+        UsageError: the protocol has no ``[reference]``, or one of a single seed.
+    """
+    reference = protocol.reference
+    if reference is None or reference.seeds < 2:
+        found = "no [reference]" if reference is None else f"reference.seeds = {reference.seeds}"
+        raise UsageError(
+            f"--reference: protocol {protocol.name} has {found}: allowed is one with published "
+            "results of at least 2 seeds"
+        )
+    n = reference.seeds
+    cells = {
+        (architecture, row): CellThreshold(
+            n,
+            protocol.cell_hash(row, architecture),
+            {"test_accuracy": Bound("at_least", mean - REFERENCE_STDS * std, "linear", mean, std)},
+        )
+        for architecture, rows in reference.test_accuracy.items()
+        for row, (mean, std) in rows.items()
+    }
+    return Thresholds(
+        protocol=protocol.name,
+        evaluation=protocol.data.evaluation,
+        common_hash=protocol.common_hash(),
+        level=float(stats.t.cdf(REFERENCE_STDS / math.sqrt(1 + 1 / n), n - 1)),
+        pair_level=PAIR_LEVEL,
+        seeds=(),
+        grid_seeds=n,
+        commit=reference.source,
+        cells=cells,
+        pairs={},
+    )
+
+
+def _commit(records: Iterable[Record]) -> str:
+    """Return the commits that the records were made at; dirty trees are named so."""
+    return ", ".join(
+        dict.fromkeys(
+            plain(record.provenance["commit"])[:12]
+            + ("+dirty" if record.provenance.get("dirty") else "")
+            for record in records
+        )
+    )
+
+
+def _cell(cell: Sequence[Record], level: float, measures: Sequence[str]) -> CellThreshold:
+    bounds: dict[str, Bound] = {}
+    unbounded: dict[str, str] = {}
+    lost = sum(record.status != "completed" for record in cell)
+    for measure in measures:
+        values = [v for r in cell if (v := measures_of(r).get(measure)) is not None]
+        if lost:
+            unbounded[measure] = f"{lost} of {len(cell)} seeds diverged or failed"
+        elif len(values) < len(cell):
+            unbounded[measure] = f"{len(cell) - len(values)} of {len(cell)} seeds have no value"
+        elif min(values) == max(values):
+            unbounded[measure] = f"all {len(cell)} seeds have the value {values[0]}"
+        else:
+            bounds[measure] = _bound(measure, values, level)
+    return CellThreshold(len(cell), cell[0].provenance["cell_hash"], bounds, unbounded)
+
+
+def _bound(measure: str, values: Sequence[float], level: float) -> Bound:
+    scale = scale_of(measure, values)
+    s = summary(scaled(values, scale))
+    mean, std = s.mean or 0.0, s.std or 0.0
+    limit = worse_limit(measure, mean, std, s.n, level, scale)
+    return Bound("at_least" if measure == "test_accuracy" else "at_most", limit, scale, mean, std)
+
+
+def _pairs(
+    section: Section,
+    by_cell: Mapping[tuple[str, str], Sequence[Record]],
+    level: float,
+    grid_seeds: int,
+) -> Iterable[tuple[tuple[str, str], PairThreshold]]:
+    for architecture in section.architectures:
+        for row, base in section.base_of.items():
+            differences = paired_differences(
+                by_cell.get((architecture, row), ()), by_cell.get((architecture, base), ())
+            )
+            if len(differences) >= MINIMUM_SEEDS and min(differences) < max(differences):
+                s = summary(differences)
+                limit = prediction_bound(differences, level, "lower", grid_seeds)
+                yield (
+                    (architecture, row),
+                    PairThreshold(base, s.n, s.mean or 0.0, s.std or 0.0, limit),
+                )
