@@ -8,7 +8,7 @@ from scipy import stats as reference
 
 from flatbench.errors import UsageError
 from flatbench.protocols.protocol import load
-from flatbench.records import sections
+from flatbench.records.sections import sections
 from flatbench.report import chapters, render, tables
 from flatbench.report.tables import measure_name
 from flatbench.text import decimals, markdown_text, number, plain, ranges
