@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from flatbench.gate.measured import measures_of, paired_differences, records_by_cell
+from flatbench.gate.measured import paired_differences, records_by_cell
 from flatbench.gate.scales import unscaled
 from flatbench.gate.thresholds import Bound, Thresholds
 from flatbench.gate.verdict import Outcome, Verdict
+from flatbench.records.quantities import results_of
 from flatbench.records.record import Record
 from flatbench.records.sections import sections
 from flatbench.text import plain
@@ -28,7 +29,7 @@ def check_case(record: Record, thresholds: Thresholds) -> list[str]:
     cell = thresholds.cells.get((record.architecture, record.optimizer))
     if cell is None:
         return []
-    measured = measures_of(record)
+    measured = results_of(record)
     failures = []
     for measure, bound in cell.bounds.items():
         value = measured.get(measure)

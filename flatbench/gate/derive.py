@@ -20,14 +20,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
 
 from scipy import stats
 
 from flatbench.errors import UsageError
-from flatbench.gate.measured import measures_of, paired_differences, records_by_cell
+from flatbench.gate.measured import paired_differences, records_by_cell
 from flatbench.gate.scales import scale_of, scaled, worse_limit
 from flatbench.gate.thresholds import LEVELS, Bound, CellThreshold, PairThreshold, Thresholds
 from flatbench.protocols.protocol import Protocol
+from flatbench.records.quantities import (
+    SAM_SHARPNESS,
+    TEST_ACCURACY,
+    is_standard_error,
+    quantity,
+    results_of,
+)
 from flatbench.records.record import Record
 from flatbench.records.sections import Section, sections
 from flatbench.stats import prediction_bound, summary
@@ -45,7 +53,7 @@ MINIMUM_SEEDS = 10
 REFERENCE_STDS = 3.0  # below a published mean
 
 
-MEASURES = ("test_accuracy", "sam_sharpness")
+MEASURES = (TEST_ACCURACY, SAM_SHARPNESS)
 
 
 def derive(
@@ -67,7 +75,8 @@ def derive(
 
     Raises:
         UsageError: no record, several protocols, fewer seeds than 10 in a cell, a record that
-            does not say what protocol content or commit it comes from, or an unknown measure.
+            does not say what protocol content or commit it comes from, an unknown measure, or a
+            standard error.
     """
     grouped = sections(records)
     if len(grouped) != 1:
@@ -92,7 +101,12 @@ def derive(
                 f"at least {MINIMUM_SEEDS} are needed"
             )
     for measure in measures:
-        if not any(measure in measures_of(record) for record in section.records):
+        if is_standard_error(measure):
+            raise UsageError(
+                f"{label}: {plain(measure)!r} is a standard error, of which neither side is worse: "
+                "what is bounded must be a measure"
+            )
+        if not any(measure in results_of(record) for record in section.records):
             raise UsageError(f"{label}: no record in the baseline measured {plain(measure)!r}")
     return Thresholds(
         protocol=section.protocol,
@@ -129,7 +143,7 @@ def from_reference(protocol: Protocol) -> Thresholds:
         (architecture, row): CellThreshold(
             n,
             protocol.cell_hash(row, architecture),
-            {"test_accuracy": Bound("at_least", mean - REFERENCE_STDS * std, "linear", mean, std)},
+            {TEST_ACCURACY: Bound("at_least", mean - REFERENCE_STDS * std, "linear", mean, std)},
         )
         for architecture, rows in reference.test_accuracy.items()
         for row, (mean, std) in rows.items()
@@ -164,7 +178,7 @@ def _cell(cell: Sequence[Record], level: float, measures: Sequence[str]) -> Cell
     unbounded: dict[str, str] = {}
     lost = sum(record.status != "completed" for record in cell)
     for measure in measures:
-        values = [v for r in cell if (v := measures_of(r).get(measure)) is not None]
+        values = [v for r in cell if (v := results_of(r).get(measure)) is not None]
         if lost:
             unbounded[measure] = f"{lost} of {len(cell)} seeds diverged or failed"
         elif len(values) < len(cell):
@@ -181,7 +195,9 @@ def _bound(measure: str, values: Sequence[float], level: float) -> Bound:
     s = summary(scaled(values, scale))
     mean, std = s.mean or 0.0, s.std or 0.0
     limit = worse_limit(measure, mean, std, s.n, level, scale)
-    return Bound("at_least" if measure == "test_accuracy" else "at_most", limit, scale, mean, std)
+    side: Literal["at_least", "at_most"]
+    side = "at_least" if quantity(measure).better == "higher" else "at_most"
+    return Bound(side, limit, scale, mean, std)
 
 
 def _pairs(

@@ -20,16 +20,6 @@ def records_by_cell(section: Section) -> dict[tuple[str, str], list[Record]]:
     return {key: cell for key, cell in found.items() if cell}
 
 
-def measures_of(record: Record) -> dict[str, float]:
-    """Return every measure of a record that has a value."""
-    values = {
-        **record.sharpness,
-        "test_accuracy": record.test_accuracy,
-        "sam_sharpness": record.sam_sharpness,
-    }
-    return {name: value for name, value in values.items() if value is not None}
-
-
 def paired_differences(sam: Iterable[Record], base: Iterable[Record]) -> list[float]:
     """Return SAM − base in test accuracy for every seed that both have."""
     of_base = {r.seed: r.test_accuracy for r in base if r.test_accuracy is not None}

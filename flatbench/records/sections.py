@@ -8,19 +8,15 @@ from dataclasses import dataclass
 
 from flatbench.errors import UsageError
 from flatbench.protocols.protocol import Protocol, Reference, available, load
+from flatbench.records.quantities import FIELDS, QUANTITIES
 from flatbench.records.record import Record
 from flatbench.text import plain
 
 # What makes two records of one case the same result, whatever machine they come from.
 _RESULTS = (
     "status",
-    "test_accuracy",
-    "test_loss",
-    "train_accuracy",
-    "train_loss",
-    "sam_sharpness",
+    *(name for name, q in QUANTITIES.items() if q.reproducible and name in FIELDS),
     "sharpness",
-    "gradient_evaluations",
 )
 
 

@@ -11,6 +11,12 @@ from functools import cached_property
 
 import pandas as pd
 
+from flatbench.records.quantities import (
+    SAM_SHARPNESS,
+    TEST_ACCURACY,
+    TRAIN_ACCURACY,
+    is_standard_error,
+)
 from flatbench.records.sections import Section
 from flatbench.stats import Paired, Summary, holm, paired, summary
 
@@ -18,9 +24,9 @@ ALPHA = 0.05
 
 _CASE = ("architecture", "optimizer", "seed", "status")
 _NUMBERS = (
-    "test_accuracy",
-    "train_accuracy",
-    "sam_sharpness",
+    TEST_ACCURACY,
+    TRAIN_ACCURACY,
+    SAM_SHARPNESS,
     "gradient_evaluations",
     "seconds",
 )
@@ -61,7 +67,7 @@ class Numbers:
     @cached_property
     def frame(self) -> pd.DataFrame:
         """One row a record: the case, its status, every measure (absent: NaN)."""
-        extra = [name for name in self.measures if name != "sam_sharpness"]
+        extra = [name for name in self.measures if name != SAM_SHARPNESS]
         frame = pd.DataFrame(
             [
                 [getattr(record, name) for name in (*_CASE, *_NUMBERS)]
@@ -75,19 +81,14 @@ class Numbers:
 
     @cached_property
     def measures(self) -> tuple[str, ...]:
-        """The sharpness measures that any record has, ``sam_sharpness`` first.
-
-        A measure's own standard error (``…_standard_error``) is no measure to rank or compare.
-        """
+        """The sharpness measures that any record has, ``sam_sharpness`` first."""
         names = dict.fromkeys(
             name
             for record in self.section.records
             for name, value in record.sharpness.items()
-            if value is not None
-            and name not in _NUMBERS + _CASE
-            and not name.endswith("_standard_error")
+            if value is not None and name not in _NUMBERS + _CASE and not is_standard_error(name)
         )
-        return ("sam_sharpness", *names)
+        return (SAM_SHARPNESS, *names)
 
     def cells(self, measure: str) -> dict[tuple[str, str], Cell]:
         """Return the cells that have records, by (architecture, optimizer)."""
@@ -107,7 +108,7 @@ class Numbers:
     def _accuracy_by_seed(self) -> Mapping[tuple[str, str], pd.Series]:
         completed = self.frame[self.frame["status"] == "completed"]
         return {
-            (str(key[0]), str(key[1])): cell.set_index("seed")["test_accuracy"].dropna()
+            (str(key[0]), str(key[1])): cell.set_index("seed")[TEST_ACCURACY].dropna()
             for key, cell in completed.groupby(["architecture", "optimizer"], sort=False)
         }
 
