@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from flatbench.gate.measured import paired_differences, records_by_cell
 from flatbench.gate.scales import unscaled
 from flatbench.gate.thresholds import Bound, PairThreshold, Thresholds
 from flatbench.gate.verdict import Outcome, Verdict
 from flatbench.records.quantities import results_of
 from flatbench.records.record import Record
-from flatbench.records.sections import sections
+from flatbench.records.sections import differences, sections
 from flatbench.text import plain
 
 
@@ -76,27 +75,25 @@ def check_pairs(records: Iterable[Record], thresholds: Thresholds) -> list[Outco
         if changed:
             outcomes.append(Outcome(plain(section.protocol), False, changed))
             continue
-        by_cell = records_by_cell(section)
         for (architecture, row), pair in thresholds.pairs.items():
-            sam = by_cell.get((architecture, row), [])
-            base = by_cell.get((architecture, pair.base), [])
-            if any(_row_changed(record, thresholds) for record in (*sam, *base)):
+            both = (*section.cell(architecture, row), *section.cell(architecture, pair.base))
+            if any(_row_changed(record, thresholds) for record in both):
                 continue  # each of its cases fails for that
-            differences = paired_differences(sam, base)
-            if pair.positive and len(differences) >= thresholds.grid_seeds:
+            found = differences(section.pairs(architecture, row, pair.base))
+            if pair.positive and len(found) >= thresholds.grid_seeds:
                 name = plain(f"{section.protocol}/{architecture}: {row} − {pair.base}")
-                outcomes.append(_pair_outcome(name, differences, pair, thresholds))
+                outcomes.append(_pair_outcome(name, [*found.values()], pair, thresholds))
     return outcomes
 
 
 def _pair_outcome(
-    name: str, differences: Sequence[float], pair: PairThreshold, thresholds: Thresholds
+    name: str, found: Sequence[float], pair: PairThreshold, thresholds: Thresholds
 ) -> Outcome:
-    mean = sum(differences) / len(differences)
+    mean = sum(found) / len(found)
     passed = mean > 0
     line = (
         f"{name}: mean paired difference in test_accuracy {mean:+.2f} over "
-        f"{len(differences)} seeds is {'' if passed else 'not '}above 0; baseline: "
+        f"{len(found)} seeds is {'' if passed else 'not '}above 0; baseline: "
         f"{pair.mean:+.2f} ± {pair.std:.2f}, bound {pair.limit:+.2f}, over "
         f"{_basis(pair.n, thresholds, thresholds.pair_level)}"
     )

@@ -36,8 +36,6 @@ ALARM = 0.05
 # By how much a mean must be worse besides: (on a device of the same name, on another one).
 MARGINS = {"relative_time": (0.10, 1.00), "peak_memory": (0.05, 0.05)}
 
-_Cells = dict[tuple[str, str], list[Record]]
-
 
 @dataclass(frozen=True)
 class _Comparison:
@@ -95,7 +93,7 @@ def compare(baseline: Iterable[Record], current: Iterable[Record], alarm: float 
 def _section(before: Section, now: Section) -> tuple[list[_Comparison], list[Outcome], list[str]]:
     for key in ("evaluation", "common_hash"):
         _same(now.protocol, key, getattr(before, key), getattr(now, key))
-    old, new = _cells(before), _cells(now)
+    old, new = before.cells, now.cells
     comparisons: list[_Comparison] = []
     runs: list[Outcome] = []
     notes: list[str] = []
@@ -125,13 +123,6 @@ def _section(before: Section, now: Section) -> tuple[list[_Comparison], list[Out
         if (a, row) not in new
     ]
     return comparisons, runs, notes
-
-
-def _cells(section: Section) -> _Cells:
-    found: _Cells = {}
-    for record in section.records:
-        found.setdefault((record.architecture, record.optimizer), []).append(record)
-    return found
 
 
 def _hash(records: Sequence[Record]) -> object:

@@ -19,13 +19,12 @@ the reason.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from scipy import stats
 
 from flatbench.errors import UsageError
-from flatbench.gate.measured import paired_differences, records_by_cell
 from flatbench.gate.scales import scale_of, scaled, worse_limit
 from flatbench.gate.thresholds import LEVELS, Bound, CellThreshold, PairThreshold, Thresholds
 from flatbench.protocols.protocol import Protocol
@@ -37,7 +36,7 @@ from flatbench.records.quantities import (
     results_of,
 )
 from flatbench.records.record import Record
-from flatbench.records.sections import Section, sections
+from flatbench.records.sections import Section, differences, sections
 from flatbench.stats import prediction_bound, summary
 from flatbench.text import plain
 
@@ -93,8 +92,7 @@ def derive(
     for name in (section.protocol, *section.architectures, *section.optimizers):
         if plain(name) != name:
             raise UsageError(f"{plain(name)}: a name in a baseline must be printable")
-    by_cell = records_by_cell(section)
-    for cell_key, cell in by_cell.items():
+    for cell_key, cell in section.cells.items():
         if len(cell) < MINIMUM_SEEDS:
             raise UsageError(
                 f"{label}/{'/'.join(cell_key)}: {len(cell)} seed(s) in the baseline; "
@@ -117,8 +115,8 @@ def derive(
         seeds=section.seeds,
         grid_seeds=grid_seeds,
         commit=_commit(section.records),
-        cells={key: _cell(cell, level, measures) for key, cell in by_cell.items()},
-        pairs=dict(_pairs(section, by_cell, pair_level, grid_seeds)),
+        cells={key: _cell(cell, level, measures) for key, cell in section.cells.items()},
+        pairs=dict(_pairs(section, pair_level, grid_seeds)),
     )
 
 
@@ -201,19 +199,14 @@ def _bound(measure: str, values: Sequence[float], level: float) -> Bound:
 
 
 def _pairs(
-    section: Section,
-    by_cell: Mapping[tuple[str, str], Sequence[Record]],
-    level: float,
-    grid_seeds: int,
+    section: Section, level: float, grid_seeds: int
 ) -> Iterable[tuple[tuple[str, str], PairThreshold]]:
     for architecture in section.architectures:
         for row, base in section.base_of.items():
-            differences = paired_differences(
-                by_cell.get((architecture, row), ()), by_cell.get((architecture, base), ())
-            )
-            if len(differences) >= MINIMUM_SEEDS and min(differences) < max(differences):
-                s = summary(differences)
-                limit = prediction_bound(differences, level, "lower", grid_seeds)
+            found = [*differences(section.pairs(architecture, row, base)).values()]
+            if len(found) >= MINIMUM_SEEDS and min(found) < max(found):
+                s = summary(found)
+                limit = prediction_bound(found, level, "lower", grid_seeds)
                 yield (
                     (architecture, row),
                     PairThreshold(base, s.n, s.mean or 0.0, s.std or 0.0, limit),

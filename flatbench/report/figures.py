@@ -113,11 +113,7 @@ def _curve(
     axes: Axes, section: Section, architecture: str, row: str, name: str, look: _Look
 ) -> int:
     """Draw one row's curve; return the number of runs it is the mean of."""
-    runs = [
-        r
-        for r in section.records
-        if (r.architecture, r.optimizer) == (architecture, row) and r.history
-    ]
+    runs = [r for r in section.cell(architecture, row) if r.history]
     completed = [r for r in runs if r.status == "completed"]
     if completed:
         length = min(len(r.history) for r in completed)

@@ -366,7 +366,7 @@ def time_to_accuracy_table(numbers: Numbers, target: float | None = None) -> Tab
 
 
 def _cost_cell(section: Section, architecture: str, row: str, target: float | None) -> Cell:
-    runs = [r for r in section.records if (r.architecture, r.optimizer) == (architecture, row)]
+    runs = section.cell(architecture, row)
     if not runs or target is None:
         return Cell(MISSING)
     costs = [cost for run in runs if (cost := _cost(run, target)) is not None]
