@@ -67,9 +67,7 @@ def _training_commands(commands: argparse._SubParsersAction[argparse.ArgumentPar
 def _reading_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     report = commands.add_parser("report", help="render records as tables, or as an HTML page")
     report.add_argument("paths", nargs="+", type=Path, help="JSON files, or folders of them")
-    report.add_argument(
-        "--format", choices=("markdown", "html", "latex", "csv"), default="markdown"
-    )
+    report.add_argument("--format", choices=("markdown", "html", "latex"), default="markdown")
     report.add_argument("--output", type=Path, help="write here instead of standard output")
     report.add_argument("--figures", type=Path, help="write every figure into this folder as well")
     report.add_argument("--target", type=float, help="of the time to accuracy, percent")
@@ -79,7 +77,6 @@ def _reading_commands(commands: argparse._SubParsersAction[argparse.ArgumentPars
     compare.add_argument("baseline", type=Path, help="records (JSON, a folder), or thresholds")
     compare.add_argument("current", nargs="+", type=Path, help="JSON files, or folders of them")
     compare.add_argument("--alarm", type=float, help="false-alarm rate of all limits together")
-    compare.add_argument("--junit", type=Path, help="write every check here as JUnit XML")
     compare.add_argument("--summary", type=Path, help="write every check here as markdown")
     compare.set_defaults(command=_compare)
 
@@ -248,10 +245,10 @@ def _compare(options: argparse.Namespace) -> int:
     baseline = compare.read_baseline(options.baseline)
     found = compare.against(baseline, reading.collect(options.current), alarm)
     print(verdict.text(found))
-    verdict.add_to_step_summary(verdict.markdown(found))
-    for path, form in ((options.junit, verdict.junit), (options.summary, verdict.markdown)):
-        if path is not None:
-            files.write_atomically(path, form(found).encode())
+    summary = verdict.markdown(found)
+    verdict.add_to_step_summary(summary)
+    if options.summary is not None:
+        files.write_atomically(options.summary, summary.encode())
     return found.exit_code
 
 

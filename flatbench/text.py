@@ -12,6 +12,35 @@ _MARKDOWN = re.compile(
     r"([\\`*|\[\]~$]|<(?=[A-Za-z/!?])|&(?=[#A-Za-z])|(?<!\w)_|_(?!\w)|^[#>]|^[-+](?=\s))"
 )
 
+# What LaTeX reads as a command, and the signs that flatbench's own tables use.
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "%": r"\%",
+    "#": r"\#",
+    "_": r"\_",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "±": r"$\pm$",
+    "−": r"$-$",
+    "×": r"$\times$",
+    "→": r"$\to$",
+    "≥": r"$\geq$",
+    "ρ": r"$\rho$",
+    "τ": r"$\tau$",
+    "ε": r"$\varepsilon$",
+    "‖": r"$\|$",
+    "∇": r"$\nabla$",
+    "–": "--",
+    "—": "---",
+}
+
 
 def plain(text: str) -> str:
     """Return one printable line: anything else (newlines, control and bidi signs) as an escape.
@@ -30,6 +59,16 @@ def markdown_text(text: str) -> str:
     Underscores inside words stay: they are plain text in GitHub's markdown and common in names.
     """
     return _MARKDOWN.sub(r"\\\1", plain(text)) or " "
+
+
+def latex_text(text: str) -> str:
+    """Return a string as LaTeX that shows it and does nothing else."""
+    return "".join(_LATEX.get(c, c) for c in plain(text))
+
+
+def figure_text(text: str) -> str:
+    """Return a foreign string as matplotlib shows it, not as mathematics."""
+    return plain(text).replace("$", r"\$")
 
 
 def ranges(numbers: Iterable[int]) -> str:

@@ -1,5 +1,3 @@
-import xml.etree.ElementTree as ET
-
 from flatbench import gate
 from flatbench.gate import verdict
 from flatbench.gate.verdict import Outcome, Verdict
@@ -20,25 +18,6 @@ FINE = Verdict("A gate", MIXED.outcomes[:1], (), 0.048)
 
 def test_exit_codes():
     assert (MIXED.exit_code, FINE.exit_code) == (1, 0)
-
-
-def test_junit_has_a_case_a_check_and_survives_any_string():
-    text = verdict.junit(MIXED)
-    suite = ET.fromstring(text.encode()).find("testsuite")
-    assert suite.attrib == {
-        "name": "A gate",
-        "tests": "4",
-        "failures": "1",
-        "errors": "0",
-        "skipped": "2",
-    }
-    fine, failed, skipped, alone = suite.findall("testcase")
-    assert fine.attrib["name"] == "a/b: test_accuracy"
-    assert len(fine) == 0
-    assert failed.find("failure").attrib["message"].endswith(": worse")
-    assert "\\x00" in failed.attrib["name"]
-    assert skipped.find("skipped").attrib["message"] == "no baseline"
-    assert alone.find("skipped").attrib["message"] == "alone"
 
 
 def test_markdown_shows_failures_first_and_folds_the_rest():

@@ -1,9 +1,8 @@
-"""What a gate says: every check, in markdown for people and in JUnit's XML for machines."""
+"""What a gate says: every check, in markdown and as lines for a terminal."""
 
 from __future__ import annotations
 
 import os
-import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,30 +75,6 @@ def text(verdict: Verdict) -> str:
 def percent(rate: float) -> str:
     """Return a rate as "4.8 %"."""
     return f"{100 * rate:.1f} %"
-
-
-def junit(verdict: Verdict) -> str:
-    """Return a verdict as JUnit XML: one test case a check; what was not checked is skipped."""
-    suite = ET.Element(
-        "testsuite",
-        name=plain(verdict.title),
-        tests=str(len(verdict.outcomes) + len(verdict.notes)),
-        failures=str(len(verdict.failures)),
-        errors="0",
-        skipped=str(len(verdict.notes)),
-    )
-    for outcome in verdict.outcomes:
-        case = ET.SubElement(suite, "testcase", classname="flatbench", name=plain(outcome.name))
-        if not outcome.passed:
-            ET.SubElement(case, "failure", message=plain(outcome.line))
-    for note in verdict.notes:
-        name, _, why = note.partition(": ")
-        case = ET.SubElement(suite, "testcase", classname="flatbench", name=plain(name))
-        ET.SubElement(case, "skipped", message=plain(why or note))
-    root = ET.Element("testsuites")
-    root.append(suite)
-    ET.indent(root)
-    return ET.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
 
 def add_to_step_summary(summary: str, environment: Mapping[str, str] = os.environ) -> bool:

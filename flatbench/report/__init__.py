@@ -22,7 +22,7 @@ __all__ = [
     "tables",
 ]
 
-FORMATS = ("markdown", "html", "latex", "csv")
+FORMATS = ("markdown", "html", "latex")
 
 
 def render(

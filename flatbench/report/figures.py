@@ -33,7 +33,7 @@ from flatbench.records.record import Record
 from flatbench.records.sections import Section, sections
 from flatbench.report.numbers import Numbers
 from flatbench.report.ranking import correlation, tau_text
-from flatbench.text import plain
+from flatbench.text import figure_text
 
 _STYLE: Any = {
     "font.size": 8,
@@ -96,7 +96,7 @@ def curves(section: Section, name: str = TEST_ACCURACY) -> Figure:
                 _curve(axes, section, architecture, row, name, looks[row])
                 for row in section.optimizers
             ]
-            axes.set_title(f"{_text(architecture)}, n = {_span([n for n in counts if n])}")
+            axes.set_title(f"{figure_text(architecture)}, n = {_span([n for n in counts if n])}")
             axes.set_xlabel("epoch")
         heights = np.concatenate([_lines(axes) for axes in panels])
         drawn = quantity(name)
@@ -129,7 +129,7 @@ def _curve(
             marker=look.marker,
             markerfacecolor=look.colour if look.filled else "white",
             markevery=max(1, length // 6),
-            label=_text(row),
+            label=figure_text(row),
         )
         if len(completed) > 1:
             std = values.std(0, ddof=1)
@@ -193,10 +193,10 @@ def gap(numbers: Numbers, measure: str = SAM_SHARPNESS) -> Figure:
                     color=looks[row].colour,
                     markerfacecolor=looks[row].colour if looks[row].filled else "white",
                     markersize=4.5,
-                    label=_text(row),
+                    label=figure_text(row),
                 )
-            axes.set_title(_text(architecture))
-            axes.set_xlabel(_text(quantity(measure).heading))
+            axes.set_title(figure_text(architecture))
+            axes.set_xlabel(figure_text(quantity(measure).heading))
             here = frame.loc[frame["architecture"] == architecture, measure].to_numpy()
             if len(here) and here.min() > 0:
                 axes.set_xscale("log")
@@ -226,11 +226,6 @@ def _legend(figure: Figure, panels: list[Axes]) -> None:
         figure.legend(
             entries.values(), entries.keys(), loc="outside lower center", ncols=4, handlelength=3.2
         )
-
-
-def _text(name: str) -> str:
-    """Return a foreign string as matplotlib shows it, not as mathematics."""
-    return plain(name).replace("$", r"\$")
 
 
 def drawn(numbers: Numbers) -> dict[str, Callable[[], Figure]]:

@@ -6,36 +6,7 @@ from collections.abc import Iterable
 
 from flatbench.report.chapters import Chapter
 from flatbench.report.tables import Cell, Table
-from flatbench.text import plain
-
-# What LaTeX reads as a command, and the signs that flatbench's own tables use.
-_SIGNS = {
-    "\\": r"\textbackslash{}",
-    "{": r"\{",
-    "}": r"\}",
-    "$": r"\$",
-    "&": r"\&",
-    "%": r"\%",
-    "#": r"\#",
-    "_": r"\_",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    "±": r"$\pm$",
-    "−": r"$-$",
-    "×": r"$\times$",
-    "→": r"$\to$",
-    "≥": r"$\geq$",
-    "ρ": r"$\rho$",
-    "τ": r"$\tau$",
-    "ε": r"$\varepsilon$",
-    "‖": r"$\|$",
-    "∇": r"$\nabla$",
-    "–": "--",
-    "—": "---",
-}
+from flatbench.text import latex_text, plain
 
 
 def render(chapters: Iterable[Chapter]) -> str:
@@ -47,11 +18,6 @@ def render(chapters: Iterable[Chapter]) -> str:
         lines += [f"% {plain(f'{case} {why}')}" for case, why in chapter.failures]
         lines += [f"\n{_table(table)}" for table in chapter.tables]
     return "\n".join(lines)
-
-
-def latex_text(text: str) -> str:
-    """Return a string as LaTeX that shows it and does nothing else."""
-    return "".join(_SIGNS.get(c, c) for c in plain(text))
 
 
 def _table(table: Table) -> str:
