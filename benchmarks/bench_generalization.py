@@ -9,7 +9,7 @@ the time that the test waited.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
@@ -51,7 +51,7 @@ def test_generalization(
     if record.status != "completed":
         pytest.fail(f"{record.id}: {record.reason}", pytrace=False)
     if thresholds is not None:
-        _fail_with(gate.check_case(record, thresholds))
+        _fail_with([gate.check_case(record, thresholds)])
 
 
 def test_sam_against_base(
@@ -62,13 +62,13 @@ def test_sam_against_base(
     """The mean difference SAM − base over the seeds is positive where the baseline says so."""
     if thresholds is None:
         pytest.skip("no thresholds: no baseline says what to expect")
-    architecture, sam = sam_pair
-    base = sam.rpartition("+")[0]
-    cell = [r for r in finished_records if r.architecture == architecture]
-    pair = [r for r in cell if r.optimizer in (sam, base)]
-    seeds = [{r.seed for r in pair if r.optimizer == name} for name in (sam, base)]
+    architecture, row = sam_pair
+    here = [r for r in finished_records if r.architecture == architecture]
+    base = next((r.base_row for r in here if r.optimizer == row), None)
+    pair = [r for r in here if r.optimizer in (row, base)]
+    seeds = [{r.seed for r in pair if r.optimizer == name} for name in (row, base)]
     if not seeds[0] & seeds[1]:
-        pytest.skip(f"no seed of both {sam} and {base} was selected")
+        pytest.skip(f"no seed of both {row} and its base was selected")
     _fail_with(gate.check_pairs(pair, thresholds))
 
 
@@ -79,9 +79,10 @@ def test_gate(gate_baseline: compare.Baseline, finished_records: list[Record]) -
     except UsageError as error:
         pytest.fail(str(error), pytrace=False)
     verdict.add_to_step_summary(verdict.markdown(found))
-    _fail_with([outcome.line for outcome in found.failures])
+    _fail_with(found.outcomes)
 
 
-def _fail_with(failures: list[str]) -> None:
-    if failures:
-        pytest.fail("\n".join(failures), pytrace=False)
+def _fail_with(outcomes: Iterable[verdict.Outcome]) -> None:
+    lines = [outcome.line for outcome in outcomes if not outcome.passed]
+    if lines:
+        pytest.fail("\n".join(lines), pytrace=False)

@@ -7,6 +7,7 @@ from scipy import stats as reference
 
 from flatbench import gate
 from flatbench.errors import UsageError
+from flatbench.gate.verdict import Outcome
 from flatbench.protocols.protocol import load
 from flatbench.stats import prediction_bound
 from tests import tiny
@@ -23,6 +24,13 @@ def of(records, measure, architecture="resnet18", optimizer="sgd"):
         for r in records
         if (r.architecture, r.optimizer) == (architecture, optimizer)
     ]
+
+
+def failure(r, thresholds=THRESHOLDS):
+    outcome = gate.check_case(r, thresholds)
+    assert not outcome.passed
+    assert outcome.name == r.id
+    return outcome.line
 
 
 def test_bounds_are_the_closed_form():
@@ -67,8 +75,13 @@ def test_thresholds_survive_their_file(tmp_path):
 
 def test_a_grid_like_the_baseline_passes():
     current = grid(range(20, 23), generator=8)
-    assert [line for r in current for line in gate.check_case(r, THRESHOLDS)] == []
-    assert gate.check_pairs(current, THRESHOLDS) == []
+    assert all(gate.check_case(r, THRESHOLDS).passed for r in current)
+    pairs = gate.check_pairs(current, THRESHOLDS)
+    assert [outcome.name for outcome in pairs] == [
+        f"digits/{a}: {row}+sam − {row}" for a in ("resnet18", "vgg16") for row in ("sgd", "adam")
+    ]
+    assert all(o.passed and o.line.startswith(f"{o.name}: mean paired") for o in pairs)
+    assert all("3 seeds is above 0; baseline: +" in o.line for o in pairs)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +94,7 @@ def test_a_grid_like_the_baseline_passes():
 )
 def test_a_regression_fails_in_one_line_with_its_baseline(values, says):
     good = {"test_accuracy": 90.0, "sam_sharpness": 0.02}
-    (line,) = gate.check_case(record(seed=1, **(good | values)), THRESHOLDS)
+    line = failure(record(seed=1, **(good | values)))
     assert line.startswith("digits/resnet18/sgd/seed1: ")
     assert says in line
     assert "10 seeds, level 0.999, commit abc1234" in line
@@ -89,20 +102,28 @@ def test_a_regression_fails_in_one_line_with_its_baseline(values, says):
 
 def test_a_bound_itself_passes():
     limits = {m: b.limit for m, b in THRESHOLDS.cells["resnet18", "sgd"].bounds.items()}
-    assert gate.check_case(record(**limits), THRESHOLDS) == []
+    outcome = gate.check_case(record(**limits), THRESHOLDS)
+    assert outcome == Outcome(
+        "digits/resnet18/sgd/seed0", True, "digits/resnet18/sgd/seed0: keeps its bounds"
+    )
 
 
 @pytest.mark.parametrize("status", ["diverged", "failed"])
 def test_a_run_without_a_result_fails_with_its_reason(status):
-    (line,) = gate.check_case(record(status=status, reason="bang\n"), THRESHOLDS)
+    line = failure(record(status=status, reason="bang\n"))
     assert line == f"digits/resnet18/sgd/seed0: {status}: bang\\n"
 
 
 def test_a_pair_that_lost_its_gain_fails():
     broken = {"sgd": 88.5, "sgd+sam": 93.1, "adam": 85.0, "adam+sam": 83.0}
-    lines = gate.check_pairs(grid(means=broken), THRESHOLDS)
-    assert [line.split(":")[0] for line in lines] == ["digits/resnet18", "digits/vgg16"]
-    assert all("adam+sam − adam: mean paired difference" in line for line in lines)
+    outcomes = gate.check_pairs(grid(means=broken), THRESHOLDS)
+    failed = [o for o in outcomes if not o.passed]
+    assert len(outcomes) == 4
+    assert [o.name for o in failed] == [
+        f"digits/{a}: adam+sam − adam" for a in ("resnet18", "vgg16")
+    ]
+    assert all("adam+sam − adam: mean paired difference" in o.line for o in failed)
+    assert all("is not above 0" in o.line for o in failed)
     # too few seeds for the prediction: nothing is said
     assert gate.check_pairs(grid([0, 1], means=broken), THRESHOLDS) == []
 
@@ -117,15 +138,16 @@ def test_a_pair_that_lost_its_gain_fails():
     ],
 )
 def test_thresholds_of_something_else_fail_in_one_line(changed, says):
-    (line,) = gate.check_case(record(test_accuracy=1.0, **changed), THRESHOLDS)
+    line = failure(record(test_accuracy=1.0, **changed))
     assert says in line
     if "provenance" in changed:
         assert "flatbench run --protocol digits --seeds 0,1,2,3,4,5,6,7,8,9" in line
 
 
 def test_a_changed_protocol_fails_the_pairs_once():
-    (line,) = gate.check_pairs(grid(provenance={"common_hash": "new"}), THRESHOLDS)
-    assert "protocol changed" in line
+    (outcome,) = gate.check_pairs(grid(provenance={"common_hash": "new"}), THRESHOLDS)
+    assert (outcome.name, outcome.passed) == ("digits", False)
+    assert "protocol changed" in outcome.line
 
 
 def test_what_has_no_bound_is_listed():
@@ -142,8 +164,10 @@ def test_what_has_no_bound_is_listed():
         "digits/resnet18/adam: no baseline for sam_sharpness: 1 of 10 seeds diverged or failed",
         "digits/resnet18/new: no baseline",
     ]
-    assert gate.check_case(record("adam", test_accuracy=1.0), thresholds) == []
-    assert gate.check_case(record("new", test_accuracy=1.0), thresholds) == []
+    for name in ("adam", "new"):
+        outcome = gate.check_case(record(name, test_accuracy=1.0), thresholds)
+        assert outcome.passed
+        assert outcome.line.endswith("completed; has no bounds")
 
 
 def test_any_recorded_measure_may_carry_a_threshold():
@@ -155,7 +179,7 @@ def test_any_recorded_measure_may_carry_a_threshold():
     thresholds = gate.derive(baseline, measures=("test_accuracy", "trace"))
     bound = thresholds.cells["resnet18", "sgd"].bounds["trace"]
     assert (bound.side, bound.scale) == ("at_most", "linear")  # values below 0 have no logarithm
-    (line,) = gate.check_case(record(sharpness={"trace": 99.0}), thresholds)
+    line = failure(record(sharpness={"trace": 99.0}), thresholds)
     assert "trace 99 is above" in line
     with pytest.raises(UsageError, match="measured 'tracer'"):
         gate.derive(baseline, measures=("tracer",))
@@ -236,15 +260,15 @@ def test_a_record_is_held_to_published_results():
         "cell_hash": protocol.cell_hash("adam+sam", "vgg16"),
     }
     cell = {"protocol": "cifar10-paper", "provenance": provenance}
-    assert gate.check_case(record("adam+sam", "vgg16", test_accuracy=93.8, **cell), made) == []
-    (line,) = gate.check_case(record("adam+sam", "vgg16", test_accuracy=93.7, **cell), made)
+    assert gate.check_case(record("adam+sam", "vgg16", test_accuracy=93.8, **cell), made).passed
+    line = failure(record("adam+sam", "vgg16", test_accuracy=93.7, **cell), made)
     assert "test_accuracy 93.7 is below 93.79" in line
     assert line.endswith(
         "94.13 ± 0.112 over 3 seeds, level 0.939155, "
         "the seed study (CIFAR-10, 200 epochs, batch 128)"
     )
     changed = {"provenance": {"common_hash": "0"}, "protocol": "cifar10-paper"}
-    (line,) = gate.check_case(record("adam+sam", "vgg16", **changed), made)
+    line = failure(record("adam+sam", "vgg16", **changed), made)
     assert "renew it: flatbench baseline --reference cifar10-paper" in line
 
 

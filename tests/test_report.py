@@ -8,9 +8,9 @@ from scipy import stats as reference
 
 from flatbench.errors import UsageError
 from flatbench.protocols.protocol import load
-from flatbench.records import sections
+from flatbench.records.quantities import quantity
+from flatbench.records.sections import sections
 from flatbench.report import chapters, render, tables
-from flatbench.report.tables import measure_name
 from flatbench.text import decimals, markdown_text, number, plain, ranges
 from flatbench.training.measuring import MEASURES
 from tests.synthetic import grid, record
@@ -386,7 +386,7 @@ def test_brief_leaves_the_main_tables():
 
 def test_measures_have_names_and_unknown_ones_keep_theirs():
     for measure in MEASURES:
-        name = measure_name(measure)
+        name = quantity(measure).heading
         assert name[0].isupper() or name == "m-sharpness"
-        assert measure_name(f"{measure}_clean") == f"{name}, true labels"
-    assert measure_name("my_own_clean") == "my_own_clean"
+        assert quantity(f"{measure}_clean").heading == f"{name}, true labels"
+    assert quantity("my_own_clean").heading == "my_own_clean"

@@ -70,7 +70,9 @@ def test_a_grid_is_judged_case_by_case():
     thresholds = gate.derive(grid(range(10)))
     bad = grid(means={"sgd": 80.0, "sgd+sam": 75.0, "new": 1.0})
     found = gate.judge(bad, thresholds)
-    assert len(found.outcomes) == len(bad) + 2  # and two pairs that lost their gain
+    assert len(found.outcomes) == len(bad) + 2  # and two pairs, which lost their gain
+    good = gate.judge(grid(range(20, 23), generator=8), thresholds)
+    assert (good.exit_code, len(good.outcomes)) == (0, 24 + 4)  # pairs that pass are counted
     assert {o.name for o in found.failures if "sgd/" in o.name} == {
         r.id for r in bad if r.optimizer == "sgd"
     }

@@ -1,87 +1,103 @@
-"""What fails against thresholds: one line a failure."""
+"""Cases and pairs held to thresholds: one outcome, with one line, a check."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from flatbench.gate.measured import measures_of, paired_differences, records_by_cell
 from flatbench.gate.scales import unscaled
-from flatbench.gate.thresholds import Bound, Thresholds
+from flatbench.gate.thresholds import Bound, PairThreshold, Thresholds
 from flatbench.gate.verdict import Outcome, Verdict
+from flatbench.records.quantities import results_of
 from flatbench.records.record import Record
-from flatbench.records.sections import sections
+from flatbench.records.sections import differences, sections
 from flatbench.text import plain
 
 
-def check_case(record: Record, thresholds: Thresholds) -> list[str]:
-    """Return what fails in one record, one line each; nothing where all is well.
+def check_case(record: Record, thresholds: Thresholds) -> Outcome:
+    """Check one record against its cell's bounds; the line says everything that fails.
 
     A run that diverged or failed fails. A cell without a baseline asserts no more than that; see
     `unbounded`.
     """
+    where = plain(record.id)
+    failures = list(_case_failures(record, thresholds))
+    if failures:
+        return Outcome(where, False, "; ".join(failures))
+    cell = thresholds.cells.get((record.architecture, record.optimizer))
+    kept = "keeps its bounds" if cell is not None and cell.bounds else "completed; has no bounds"
+    return Outcome(where, True, f"{where}: {kept}")
+
+
+def _case_failures(record: Record, thresholds: Thresholds) -> Iterable[str]:
     changed = _protocol_changed(record, thresholds) or _row_changed(record, thresholds)
     if changed:
-        return [changed]
+        yield changed
+        return
+    where = plain(record.id)
     if record.status != "completed":
-        return [f"{plain(record.id)}: {record.status}: {plain(record.reason or 'no reason given')}"]
+        yield f"{where}: {record.status}: {plain(record.reason or 'no reason given')}"
+        return
     cell = thresholds.cells.get((record.architecture, record.optimizer))
     if cell is None:
-        return []
-    measured = measures_of(record)
-    failures = []
+        return
+    measured = results_of(record)
     for measure, bound in cell.bounds.items():
         value = measured.get(measure)
         if value is None:
-            failures.append(
-                f"{plain(record.id)}: {plain(measure)} was not measured; "
+            yield (
+                f"{where}: {plain(measure)} was not measured; "
                 f"baseline: {_basis(cell.n, thresholds)}"
             )
         elif not bound.keeps(value):
             side = "below" if bound.side == "at_least" else "above"
             kind = "lower" if bound.side == "at_least" else "upper"
-            failures.append(
-                f"{plain(record.id)}: {plain(measure)} {_shown(value)} is {side} "
+            yield (
+                f"{where}: {plain(measure)} {_shown(value)} is {side} "
                 f"{_shown(bound.limit)}, the {kind} prediction bound of one new seed; "
                 f"baseline: {_typical(bound)} over {_basis(cell.n, thresholds)}"
             )
-    return failures
 
 
-def check_pairs(records: Iterable[Record], thresholds: Thresholds) -> list[str]:
-    """Return, one line each, the pairs whose mean difference is not positive but should be.
+def check_pairs(records: Iterable[Record], thresholds: Thresholds) -> list[Outcome]:
+    """Check that each asserted pair's mean difference is positive.
 
     A pair is asserted where the baseline predicts it positive and at least as many seeds of both
-    rows completed as the prediction is for; a run that did not complete fails on its own.
+    rows completed as the prediction is for; a run that did not complete fails on its own. Where
+    the protocol changed since the baseline, one outcome says so for all its pairs.
 
     Raises:
         UsageError: records that cannot share a table; see `flatbench.records.sections`.
     """
-    failures = []
+    outcomes = []
     for section in sections(records):
         changed = _protocol_changed(section.records[0], thresholds)
         if changed:
-            failures.append(changed)
+            outcomes.append(Outcome(plain(section.protocol), False, changed))
             continue
-        by_cell = records_by_cell(section)
         for (architecture, row), pair in thresholds.pairs.items():
-            sam = by_cell.get((architecture, row), [])
-            base = by_cell.get((architecture, pair.base), [])
-            if any(_row_changed(record, thresholds) for record in (*sam, *base)):
+            both = (*section.cell(architecture, row), *section.cell(architecture, pair.base))
+            if any(_row_changed(record, thresholds) for record in both):
                 continue  # each of its cases fails for that
-            differences = paired_differences(sam, base)
-            if not pair.positive or len(differences) < thresholds.grid_seeds:
-                continue
-            mean = sum(differences) / len(differences)
-            if mean <= 0:
-                failures.append(
-                    f"{plain(f'{section.protocol}/{architecture}: {row} − {pair.base}')}: "
-                    f"mean paired difference in test_accuracy {mean:+.2f} over "
-                    f"{len(differences)} seeds is not above 0; baseline: {pair.mean:+.2f} ± "
-                    f"{pair.std:.2f}, bound {pair.limit:+.2f}, over "
-                    f"{_basis(pair.n, thresholds, thresholds.pair_level)}"
-                )
-    return failures
+            found = differences(section.pairs(architecture, row, pair.base))
+            if pair.positive and len(found) >= thresholds.grid_seeds:
+                name = plain(f"{section.protocol}/{architecture}: {row} − {pair.base}")
+                outcomes.append(_pair_outcome(name, [*found.values()], pair, thresholds))
+    return outcomes
+
+
+def _pair_outcome(
+    name: str, found: Sequence[float], pair: PairThreshold, thresholds: Thresholds
+) -> Outcome:
+    mean = sum(found) / len(found)
+    passed = mean > 0
+    line = (
+        f"{name}: mean paired difference in test_accuracy {mean:+.2f} over "
+        f"{len(found)} seeds is {'' if passed else 'not '}above 0; baseline: "
+        f"{pair.mean:+.2f} ± {pair.std:.2f}, bound {pair.limit:+.2f}, over "
+        f"{_basis(pair.n, thresholds, thresholds.pair_level)}"
+    )
+    return Outcome(name, passed, line)
 
 
 def judge(records: Iterable[Record], thresholds: Thresholds) -> Verdict:
@@ -91,16 +107,10 @@ def judge(records: Iterable[Record], thresholds: Thresholds) -> Verdict:
         UsageError: records that cannot share a table; see `flatbench.records.sections`.
     """
     listed = list(records)
-    cases = [(record, "; ".join(check_case(record, thresholds))) for record in listed]
-    outcomes = [
-        Outcome(plain(r.id), not failed, failed or f"{plain(r.id)}: keeps its bounds")
-        for r, failed in cases
-    ]
-    pairs = check_pairs(listed, thresholds)
-    outcomes += [Outcome(line.partition(": mean")[0], False, line) for line in pairs]
+    cases = [check_case(record, thresholds) for record in listed]
     return Verdict(
         f"Thresholds of {thresholds.protocol}",
-        tuple(outcomes),
+        (*cases, *check_pairs(listed, thresholds)),
         tuple(unbounded(listed, thresholds)),
         thresholds.false_alarm_rate,
     )

@@ -24,6 +24,7 @@ from flatbench.errors import UsageError
 from flatbench.gate.scales import scale_of, scaled, unscaled, worse_limit
 from flatbench.gate.verdict import Outcome, Verdict
 from flatbench.protocols.protocol import Protocol
+from flatbench.records.quantities import costs_of, quantity, results_of
 from flatbench.records.reading import collect
 from flatbench.records.record import Record
 from flatbench.records.sections import Section, sections
@@ -34,8 +35,6 @@ ALARM = 0.05
 
 # By how much a mean must be worse besides: (on a device of the same name, on another one).
 MARGINS = {"relative_time": (0.10, 1.00), "peak_memory": (0.05, 0.05)}
-
-_Cells = dict[tuple[str, str], list[Record]]
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ def compare(baseline: Iterable[Record], current: Iterable[Record], alarm: float 
 def _section(before: Section, now: Section) -> tuple[list[_Comparison], list[Outcome], list[str]]:
     for key in ("evaluation", "common_hash"):
         _same(now.protocol, key, getattr(before, key), getattr(now, key))
-    old, new = _cells(before), _cells(now)
+    old, new = before.cells, now.cells
     comparisons: list[_Comparison] = []
     runs: list[Outcome] = []
     notes: list[str] = []
@@ -112,7 +111,7 @@ def _section(before: Section, now: Section) -> tuple[list[_Comparison], list[Out
                     notes.append(f"{line} (as {len(lost_before)} of the baseline's seeds)")
                 else:
                     runs.append(Outcome(plain(record.id), False, line))
-        for measure in dict.fromkeys(m for r in old[cell] for m in measured(r)):
+        for measure in dict.fromkeys(m for r in old[cell] for m in _measured(r)):
             made = _comparison(where, measure, old[cell], records)
             if isinstance(made, str):
                 notes.append(f"{where}: {plain(measure)} not compared: {made}")
@@ -124,13 +123,6 @@ def _section(before: Section, now: Section) -> tuple[list[_Comparison], list[Out
         if (a, row) not in new
     ]
     return comparisons, runs, notes
-
-
-def _cells(section: Section) -> _Cells:
-    found: _Cells = {}
-    for record in section.records:
-        found.setdefault((record.architecture, record.optimizer), []).append(record)
-    return found
 
 
 def _hash(records: Sequence[Record]) -> object:
@@ -146,33 +138,17 @@ def _same(where: str, key: str, before: object, now: object) -> None:
         )
 
 
-def measured(record: Record) -> dict[str, float]:
-    """Return what a completed run measured that can become worse, by name.
-
-    Standard errors are left out.
-    """
-    if record.status != "completed":
-        return {}
-    values: dict[str, float | None] = {
-        name: value
-        for name, value in record.sharpness.items()
-        if not name.endswith("_standard_error")
-    }
-    values |= {
-        "test_accuracy": record.test_accuracy,
-        "sam_sharpness": record.sam_sharpness,
-        "relative_time": record.relative_time,
-        "peak_memory": record.peak_memory,
-    }
-    return {name: value for name, value in values.items() if value is not None}
+def _measured(record: Record) -> dict[str, float]:
+    """Return what a completed run measured that can become worse, by name."""
+    return results_of(record) | costs_of(record)
 
 
 def _comparison(
     where: str, measure: str, before: Sequence[Record], now: Sequence[Record]
 ) -> _Comparison | str:
     """Return what is compared, or why it is not."""
-    old = tuple(v for r in before if (v := measured(r).get(measure)) is not None)
-    new = tuple(v for r in now if (v := measured(r).get(measure)) is not None)
+    old = tuple(v for r in before if (v := _measured(r).get(measure)) is not None)
+    new = tuple(v for r in now if (v := _measured(r).get(measure)) is not None)
     if not new:
         return "no value now"
     if len(old) < 2:
@@ -202,7 +178,7 @@ def _outcome(c: _Comparison, level: float) -> Outcome:
     if c.margin:
         limit = max(limit, middle * (1 + c.margin))
     mean = unscaled(summary(scaled(c.current, scale)).mean or 0.0, scale)
-    falls = c.measure == "test_accuracy"
+    falls = quantity(c.measure).better == "higher"
     passed = mean >= limit if falls else mean <= limit
     relation = ("at least" if passed else "below") if falls else ("at most" if passed else "above")
     line = (

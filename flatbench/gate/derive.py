@@ -19,17 +19,24 @@ the reason.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from typing import Literal
 
 from scipy import stats
 
 from flatbench.errors import UsageError
-from flatbench.gate.measured import measures_of, paired_differences, records_by_cell
 from flatbench.gate.scales import scale_of, scaled, worse_limit
 from flatbench.gate.thresholds import LEVELS, Bound, CellThreshold, PairThreshold, Thresholds
 from flatbench.protocols.protocol import Protocol
+from flatbench.records.quantities import (
+    SAM_SHARPNESS,
+    TEST_ACCURACY,
+    is_standard_error,
+    quantity,
+    results_of,
+)
 from flatbench.records.record import Record
-from flatbench.records.sections import Section, sections
+from flatbench.records.sections import Section, differences, sections
 from flatbench.stats import prediction_bound, summary
 from flatbench.text import plain
 
@@ -45,7 +52,7 @@ MINIMUM_SEEDS = 10
 REFERENCE_STDS = 3.0  # below a published mean
 
 
-MEASURES = ("test_accuracy", "sam_sharpness")
+MEASURES = (TEST_ACCURACY, SAM_SHARPNESS)
 
 
 def derive(
@@ -67,7 +74,8 @@ def derive(
 
     Raises:
         UsageError: no record, several protocols, fewer seeds than 10 in a cell, a record that
-            does not say what protocol content or commit it comes from, or an unknown measure.
+            does not say what protocol content or commit it comes from, an unknown measure, or a
+            standard error.
     """
     grouped = sections(records)
     if len(grouped) != 1:
@@ -84,15 +92,19 @@ def derive(
     for name in (section.protocol, *section.architectures, *section.optimizers):
         if plain(name) != name:
             raise UsageError(f"{plain(name)}: a name in a baseline must be printable")
-    by_cell = records_by_cell(section)
-    for cell_key, cell in by_cell.items():
+    for cell_key, cell in section.cells.items():
         if len(cell) < MINIMUM_SEEDS:
             raise UsageError(
                 f"{label}/{'/'.join(cell_key)}: {len(cell)} seed(s) in the baseline; "
                 f"at least {MINIMUM_SEEDS} are needed"
             )
     for measure in measures:
-        if not any(measure in measures_of(record) for record in section.records):
+        if is_standard_error(measure):
+            raise UsageError(
+                f"{label}: {plain(measure)!r} is a standard error, of which neither side is worse: "
+                "what is bounded must be a measure"
+            )
+        if not any(measure in results_of(record) for record in section.records):
             raise UsageError(f"{label}: no record in the baseline measured {plain(measure)!r}")
     return Thresholds(
         protocol=section.protocol,
@@ -103,8 +115,8 @@ def derive(
         seeds=section.seeds,
         grid_seeds=grid_seeds,
         commit=_commit(section.records),
-        cells={key: _cell(cell, level, measures) for key, cell in by_cell.items()},
-        pairs=dict(_pairs(section, by_cell, pair_level, grid_seeds)),
+        cells={key: _cell(cell, level, measures) for key, cell in section.cells.items()},
+        pairs=dict(_pairs(section, pair_level, grid_seeds)),
     )
 
 
@@ -129,7 +141,7 @@ def from_reference(protocol: Protocol) -> Thresholds:
         (architecture, row): CellThreshold(
             n,
             protocol.cell_hash(row, architecture),
-            {"test_accuracy": Bound("at_least", mean - REFERENCE_STDS * std, "linear", mean, std)},
+            {TEST_ACCURACY: Bound("at_least", mean - REFERENCE_STDS * std, "linear", mean, std)},
         )
         for architecture, rows in reference.test_accuracy.items()
         for row, (mean, std) in rows.items()
@@ -164,7 +176,7 @@ def _cell(cell: Sequence[Record], level: float, measures: Sequence[str]) -> Cell
     unbounded: dict[str, str] = {}
     lost = sum(record.status != "completed" for record in cell)
     for measure in measures:
-        values = [v for r in cell if (v := measures_of(r).get(measure)) is not None]
+        values = [v for r in cell if (v := results_of(r).get(measure)) is not None]
         if lost:
             unbounded[measure] = f"{lost} of {len(cell)} seeds diverged or failed"
         elif len(values) < len(cell):
@@ -181,23 +193,20 @@ def _bound(measure: str, values: Sequence[float], level: float) -> Bound:
     s = summary(scaled(values, scale))
     mean, std = s.mean or 0.0, s.std or 0.0
     limit = worse_limit(measure, mean, std, s.n, level, scale)
-    return Bound("at_least" if measure == "test_accuracy" else "at_most", limit, scale, mean, std)
+    side: Literal["at_least", "at_most"]
+    side = "at_least" if quantity(measure).better == "higher" else "at_most"
+    return Bound(side, limit, scale, mean, std)
 
 
 def _pairs(
-    section: Section,
-    by_cell: Mapping[tuple[str, str], Sequence[Record]],
-    level: float,
-    grid_seeds: int,
+    section: Section, level: float, grid_seeds: int
 ) -> Iterable[tuple[tuple[str, str], PairThreshold]]:
     for architecture in section.architectures:
         for row, base in section.base_of.items():
-            differences = paired_differences(
-                by_cell.get((architecture, row), ()), by_cell.get((architecture, base), ())
-            )
-            if len(differences) >= MINIMUM_SEEDS and min(differences) < max(differences):
-                s = summary(differences)
-                limit = prediction_bound(differences, level, "lower", grid_seeds)
+            found = [*differences(section.pairs(architecture, row, base)).values()]
+            if len(found) >= MINIMUM_SEEDS and min(found) < max(found):
+                s = summary(found)
+                limit = prediction_bound(found, level, "lower", grid_seeds)
                 yield (
                     (architecture, row),
                     PairThreshold(base, s.n, s.mean or 0.0, s.std or 0.0, limit),

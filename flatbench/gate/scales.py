@@ -12,18 +12,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
+from flatbench.records.quantities import Scale, quantity
 from flatbench.stats import prediction_limit
-
-Scale = Literal["linear", "log", "log-error"]
 
 
 def scale_of(measure: str, values: Sequence[float]) -> Scale:
-    """Return the scale for a measure with these values."""
-    if measure == "test_accuracy":
-        return "log-error" if max(values) < 100 else "linear"
-    return "log" if min(values) > 0 else "linear"
+    """Return the measure's own scale, or "linear" where these values do not fit it."""
+    scale = quantity(measure).scale
+    fits = max(values) < 100 if scale == "log-error" else min(values) > 0
+    return scale if fits else "linear"
 
 
 def scaled(values: Sequence[float], scale: Scale) -> list[float]:
@@ -45,11 +43,11 @@ def unscaled(value: float, scale: Scale) -> float:
 def worse_limit(
     measure: str, mean: float, std: float, n: int, level: float, scale: Scale, new: int = 1
 ) -> float:
-    """Return the measure's value that the mean of ``new`` seeds is not worse than, with ``level``.
+    """Return the limit that the mean of ``new`` seeds keeps with probability ``level``.
 
-    ``mean`` and ``std`` are of ``n`` values on the scale; worse is a lower accuracy and a higher
-    anything else. The mean over new seeds is taken on the scale too.
+    ``mean`` and ``std`` are of ``n`` values on the scale. Values beyond the limit on the measure's
+    worse side break it. The mean over the new seeds is taken on the scale too.
     """
-    falls = measure == "test_accuracy" and scale == "linear"
+    falls = quantity(measure).better == "higher" and scale == "linear"
     limit = prediction_limit(mean, std, n, level, "lower" if falls else "upper", new)
     return unscaled(max(limit, 0.0) if falls else limit, scale)

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 
 from flatbench.errors import UsageError
 from flatbench.files import write_atomically
-from flatbench.gate.scales import Scale
 from flatbench.protocols.schema import Check, Reader
+from flatbench.records.quantities import Scale
 
 LEVELS = Check(lambda x: 0.5 < x < 1, "a number between 0.5 and 1")
 _TWO = Check(lambda x: x >= 2, "a whole number of at least 2")

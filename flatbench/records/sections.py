@@ -1,26 +1,30 @@
-"""Which records may stand in one table: one section a protocol, or one clear error."""
+"""Records grouped: by protocol into sections, within one by cell, and across cells by seed.
+
+A section's records may stand in one table; records that may not are one clear error.
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from flatbench.errors import UsageError
 from flatbench.protocols.protocol import Protocol, Reference, available, load
+from flatbench.records.quantities import FIELDS, QUANTITIES, TEST_ACCURACY, value_of
 from flatbench.records.record import Record
 from flatbench.text import plain
+
+CellKey = tuple[str, str]  # architecture, row
+Pair = tuple[Record, Record]  # two runs of one seed
 
 # What makes two records of one case the same result, whatever machine they come from.
 _RESULTS = (
     "status",
-    "test_accuracy",
-    "test_loss",
-    "train_accuracy",
-    "train_loss",
-    "sam_sharpness",
+    *(name for name, q in QUANTITIES.items() if q.reproducible and name in FIELDS),
     "sharpness",
-    "gradient_evaluations",
 )
 
 
@@ -43,6 +47,39 @@ class Section:
     def seeds(self) -> tuple[int, ...]:
         """All seeds that any record has, in rising order."""
         return tuple(sorted({record.seed for record in self.records}))
+
+    @cached_property
+    def cells(self) -> Mapping[CellKey, Sequence[Record]]:
+        """The records of every (architecture, row) that has any, in the table's order."""
+        found = _by_cell(self.records)
+        keys = itertools.product(self.architectures, self.optimizers)
+        return {key: found[key] for key in keys if key in found}
+
+    def cell(self, architecture: str, row: str) -> Sequence[Record]:
+        """Return a cell's records; none where it has none."""
+        return self.cells.get((architecture, row), ())
+
+    def pairs(self, architecture: str, row: str, base: str) -> dict[int, Pair]:
+        """Return the completed runs of a row and of another by seed; see `paired`."""
+        return paired(self.cell(architecture, row), self.cell(architecture, base))
+
+
+def paired(cell: Iterable[Record], other: Iterable[Record]) -> dict[int, Pair]:
+    """Return the runs of two cells by seed, for every seed that both completed."""
+    theirs = {r.seed: r for r in other if r.status == "completed"}
+    return {
+        r.seed: (r, theirs[r.seed]) for r in cell if r.status == "completed" and r.seed in theirs
+    }
+
+
+def differences(pairs: Mapping[int, Pair], name: str = TEST_ACCURACY) -> dict[int, float]:
+    """Return a quantity of each pair's first run less that of its second, by seed."""
+    values = {seed: [value_of(run, name) for run in pair] for seed, pair in pairs.items()}
+    return {
+        seed: one - other
+        for seed, (one, other) in values.items()
+        if one is not None and other is not None
+    }
 
 
 def sections(records: Iterable[Record], protocols: Iterable[Protocol] = ()) -> list[Section]:
@@ -73,12 +110,10 @@ def _section(name: str, records: Sequence[Record], protocol: Protocol | None) ->
     label = plain(name)
     evaluation = _only(label, "evaluation", (r.evaluation for r in records))
     common_hash = _only(label, "provenance.common_hash", _hashes(records, "common_hash"))
-    cells: dict[tuple[str, str], list[Record]] = {}
     rows: dict[str, list[Record]] = {}
     for record in records:
-        cells.setdefault((record.architecture, record.optimizer), []).append(record)
         rows.setdefault(record.optimizer, []).append(record)
-    for (architecture, optimizer), group in cells.items():
+    for (architecture, optimizer), group in _by_cell(records).items():
         where = plain(f"{name}/{architecture}/{optimizer}")
         _only(where, "provenance.cell_hash", _hashes(group, "cell_hash"))
     bases: dict[str, dict[str, str]] = {"base_row": {}, "base": {}}
@@ -105,6 +140,13 @@ def _section(name: str, records: Sequence[Record], protocol: Protocol | None) ->
         reference=protocol.reference if protocol is not None and same else None,
         against=protocol.against if protocol is not None and same else None,
     )
+
+
+def _by_cell(records: Iterable[Record]) -> dict[CellKey, list[Record]]:
+    found: dict[CellKey, list[Record]] = {}
+    for record in records:
+        found.setdefault((record.architecture, record.optimizer), []).append(record)
+    return found
 
 
 def _hashes(records: Iterable[Record], key: str) -> Iterable[str | None]:

@@ -50,6 +50,6 @@ def render(
     if form not in FORMATS:
         raise ValueError(f"format {form!r} is unknown; allowed: {', '.join(FORMATS)}")
     # the module of a format is named as it is, and imported when wanted: HTML draws figures
-    module = importlib.import_module(f"flatbench.report.{form}")
+    module = importlib.import_module(f"flatbench.report.formats.{form}")
     text: str = module.render(chapters(records, protocols, brief=brief, target=target))
     return text

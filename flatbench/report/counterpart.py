@@ -6,13 +6,13 @@ import itertools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 
-from flatbench.records.record import Record
+from flatbench import stats
+from flatbench.records.sections import CellKey, Pair, differences, paired
 from flatbench.report.numbers import Gain, Numbers
 from flatbench.report.tables import MISSING, Cell, Table, gain_cell, usual_pairs
-from flatbench.stats import paired
 from flatbench.text import number, ranges
 
-_Pairs = Mapping[tuple[str, str], Mapping[int, tuple[Record, Record]]]  # cell -> seed -> runs
+_Pairs = Mapping[CellKey, Mapping[int, Pair]]  # cell -> seed -> runs
 
 ALL = "all"
 
@@ -27,15 +27,9 @@ def counterpart_tables(numbers: Numbers, other: Numbers) -> list[Table]:
 
 
 def _pairs(numbers: Numbers, other: Numbers) -> _Pairs:
-    theirs = {(r.architecture, r.optimizer, r.seed): r for r in other.section.records}
-    found: dict[tuple[str, str], dict[int, tuple[Record, Record]]] = {}
-    for r in numbers.section.records:
-        twin = theirs.get((r.architecture, r.optimizer, r.seed))
-        if twin is None or r.test_accuracy is None or twin.test_accuracy is None:
-            continue
-        if r.status == twin.status == "completed":
-            found.setdefault((r.architecture, r.optimizer), {})[r.seed] = r, twin
-    return found
+    cells = numbers.section.cells.items()
+    found = {key: paired(cell, other.section.cell(*key)) for key, cell in cells}
+    return {key: pairs for key, pairs in found.items() if pairs}
 
 
 def _differences(numbers: Numbers, pairs: _Pairs, other: str) -> Table:
@@ -97,13 +91,8 @@ def _margins(
 
 def _difference(pairs: _Pairs, architectures: Sequence[str], rows: Sequence[str]) -> Gain | None:
     """Return the paired difference of the mean over some cells, over the seeds that all have."""
-    cells = [pairs.get(key, {}) for key in itertools.product(architectures, rows)]
+    keys = itertools.product(architectures, rows)
+    cells = [differences(pairs.get(key, {})) for key in keys]
     seeds = sorted(set.intersection(*(set(cell) for cell in cells)))
-    means = [
-        statistics.mean(
-            (mine.test_accuracy or 0.0) - (theirs.test_accuracy or 0.0)
-            for mine, theirs in (cell[seed] for cell in cells)
-        )
-        for seed in seeds
-    ]
-    return Gain("", "", "", paired(means), None) if means else None
+    means = [statistics.mean(cell[seed] for cell in cells) for seed in seeds]
+    return Gain("", "", "", stats.paired(means), None) if means else None

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -23,11 +23,16 @@ from matplotlib.figure import Figure
 
 from flatbench.files import write_atomically
 from flatbench.protocols.protocol import Protocol
+from flatbench.records.quantities import (
+    SAM_SHARPNESS,
+    TEST_ACCURACY,
+    TRAIN_ACCURACY,
+    quantity,
+)
 from flatbench.records.record import Record
 from flatbench.records.sections import Section, sections
 from flatbench.report.numbers import Numbers
 from flatbench.report.ranking import correlation, tau_text
-from flatbench.report.tables import measure_name
 from flatbench.text import plain
 
 _STYLE: Any = {
@@ -77,10 +82,8 @@ def _family(section: Section, row: str) -> str:
     return section.base_optimizer.get(row) or section.base_of.get(row, row)
 
 
-def curves(
-    section: Section, quantity: Literal["test_accuracy", "sam_sharpness"] = "test_accuracy"
-) -> Figure:
-    """Draw a quantity of the history against the epoch, one panel an architecture.
+def curves(section: Section, name: str = TEST_ACCURACY) -> Figure:
+    """Draw a quantity of the history, by its name, against the epoch: one panel an architecture.
 
     Line: mean over the runs that completed; band: ± their sample standard deviation, from two
     runs on. A run that diverged is a thin line of its own that ends in a cross.
@@ -90,35 +93,32 @@ def curves(
         figure, panels = _panels(section)
         for architecture, axes in zip(section.architectures, panels, strict=True):
             counts = [
-                _curve(axes, section, architecture, row, quantity, looks[row])
+                _curve(axes, section, architecture, row, name, looks[row])
                 for row in section.optimizers
             ]
             axes.set_title(f"{_text(architecture)}, n = {_span([n for n in counts if n])}")
             axes.set_xlabel("epoch")
         heights = np.concatenate([_lines(axes) for axes in panels])
-        if quantity == "sam_sharpness" and len(heights) and heights.min() > 0:
+        drawn = quantity(name)
+        if drawn.scale == "log" and len(heights) and heights.min() > 0:
             panels[0].set_yscale("log")  # shared by all panels
             _label(panels[0].yaxis, heights)
-        accuracy = f"{section.evaluation} accuracy (%)"
-        panels[0].set_ylabel(accuracy if quantity == "test_accuracy" else "SAM sharpness ρ‖∇L‖")
+        unit = f" ({drawn.unit})" if drawn.unit else ""
+        panels[0].set_ylabel(f"{drawn.titled(section.evaluation)}{unit}")
         _legend(figure, panels)
     return figure
 
 
 def _curve(
-    axes: Axes, section: Section, architecture: str, row: str, quantity: str, look: _Look
+    axes: Axes, section: Section, architecture: str, row: str, name: str, look: _Look
 ) -> int:
     """Draw one row's curve; return the number of runs it is the mean of."""
-    runs = [
-        r
-        for r in section.records
-        if (r.architecture, r.optimizer) == (architecture, row) and r.history
-    ]
+    runs = [r for r in section.cell(architecture, row) if r.history]
     completed = [r for r in runs if r.status == "completed"]
     if completed:
         length = min(len(r.history) for r in completed)
         values = np.array(
-            [[getattr(epoch, quantity) for epoch in r.history[:length]] for r in completed]
+            [[getattr(epoch, name) for epoch in r.history[:length]] for r in completed]
         )
         epochs, mean = np.arange(1, length + 1), values.mean(0)
         axes.plot(
@@ -138,7 +138,7 @@ def _curve(
             )
     for run in runs:
         if run.status != "completed":
-            values = np.array([getattr(epoch, quantity) for epoch in run.history])
+            values = np.array([getattr(epoch, name) for epoch in run.history])
             epochs = np.arange(1, len(values) + 1)
             axes.plot(epochs, values, color=look.colour, linestyle=look.line, linewidth=0.6)
             axes.plot(epochs[-1:], values[-1:], color=look.colour, marker="x", linestyle="none")
@@ -168,7 +168,7 @@ def _lines(axes: Axes) -> npt.NDArray[np.float64]:
     return np.concatenate(heights) if heights else np.empty(0)
 
 
-def gap(numbers: Numbers, measure: str = "sam_sharpness") -> Figure:
+def gap(numbers: Numbers, measure: str = SAM_SHARPNESS) -> Figure:
     """Draw a sharpness measure against the generalization gap, a point a run that completed.
 
     The gap is the last epoch's training accuracy less the test accuracy, in percentage points;
@@ -178,7 +178,7 @@ def gap(numbers: Numbers, measure: str = "sam_sharpness") -> Figure:
     section, looks = numbers.section, _looks(numbers.section)
     frame = numbers.frame
     frame = frame[frame["status"] == "completed"]
-    frame = frame.assign(gap=frame["train_accuracy"] - frame["test_accuracy"])
+    frame = frame.assign(gap=frame[TRAIN_ACCURACY] - frame[TEST_ACCURACY])
     frame = frame[frame["gap"].notna() & frame[measure].notna()]
     with mpl.rc_context(_STYLE):
         figure, panels = _panels(section)
@@ -196,7 +196,7 @@ def gap(numbers: Numbers, measure: str = "sam_sharpness") -> Figure:
                     label=_text(row),
                 )
             axes.set_title(_text(architecture))
-            axes.set_xlabel(_text(measure_name(measure)))
+            axes.set_xlabel(_text(quantity(measure).heading))
             here = frame.loc[frame["architecture"] == architecture, measure].to_numpy()
             if len(here) and here.min() > 0:
                 axes.set_xscale("log")
@@ -238,11 +238,11 @@ def drawn(numbers: Numbers) -> dict[str, Callable[[], Figure]]:
     section = numbers.section
     made: dict[str, Callable[[], Figure]] = {}
     if any(record.history for record in section.records):
-        made["test_accuracy"] = lambda: curves(section, "test_accuracy")
-        made["sam_sharpness"] = lambda: curves(section, "sam_sharpness")
+        made[TEST_ACCURACY] = lambda: curves(section, TEST_ACCURACY)
+        made[SAM_SHARPNESS] = lambda: curves(section, SAM_SHARPNESS)
     completed = numbers.frame[numbers.frame["status"] == "completed"]
     for measure in numbers.measures:
-        both = completed["train_accuracy"].notna() & completed[measure].notna()
+        both = completed[TRAIN_ACCURACY].notna() & completed[measure].notna()
         if both.sum() >= 2:
             made[f"gap-{measure}"] = lambda measure=measure: gap(numbers, measure)  # type: ignore[misc]
     return made

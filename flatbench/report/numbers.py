@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import typing
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
 import pandas as pd
 
-from flatbench.records.sections import Section
+from flatbench.records.quantities import (
+    SAM_SHARPNESS,
+    TEST_ACCURACY,
+    TRAIN_ACCURACY,
+    is_standard_error,
+    value_of,
+)
+from flatbench.records.record import Record
+from flatbench.records.sections import Section, differences
 from flatbench.stats import Paired, Summary, holm, paired, summary
 
 ALPHA = 0.05
 
 _CASE = ("architecture", "optimizer", "seed", "status")
 _NUMBERS = (
-    "test_accuracy",
-    "train_accuracy",
-    "sam_sharpness",
+    TEST_ACCURACY,
+    TRAIN_ACCURACY,
+    SAM_SHARPNESS,
     "gradient_evaluations",
     "seconds",
 )
@@ -61,7 +68,7 @@ class Numbers:
     @cached_property
     def frame(self) -> pd.DataFrame:
         """One row a record: the case, its status, every measure (absent: NaN)."""
-        extra = [name for name in self.measures if name != "sam_sharpness"]
+        extra = [name for name in self.measures if name != SAM_SHARPNESS]
         frame = pd.DataFrame(
             [
                 [getattr(record, name) for name in (*_CASE, *_NUMBERS)]
@@ -75,50 +82,35 @@ class Numbers:
 
     @cached_property
     def measures(self) -> tuple[str, ...]:
-        """The sharpness measures that any record has, ``sam_sharpness`` first.
-
-        A measure's own standard error (``…_standard_error``) is no measure to rank or compare.
-        """
+        """The sharpness measures that any record has, ``sam_sharpness`` first."""
         names = dict.fromkeys(
             name
             for record in self.section.records
             for name, value in record.sharpness.items()
-            if value is not None
-            and name not in _NUMBERS + _CASE
-            and not name.endswith("_standard_error")
+            if value is not None and name not in _NUMBERS + _CASE and not is_standard_error(name)
         )
-        return ("sam_sharpness", *names)
+        return (SAM_SHARPNESS, *names)
 
     def cells(self, measure: str) -> dict[tuple[str, str], Cell]:
         """Return the cells that have records, by (architecture, optimizer)."""
         found = {}
-        for key, cell in self.frame.groupby(["architecture", "optimizer"], sort=False):
-            measured = cell[(cell["status"] == "completed") & cell[measure].notna()]
-            architecture, optimizer = key
-            found[str(architecture), str(optimizer)] = Cell(
-                summary(measured[measure].tolist()),
-                frozenset(measured["seed"].tolist()),
-                int((cell["status"] == "diverged").sum()),
-                int((cell["status"] == "failed").sum()),
+        for key, records in self.section.cells.items():
+            values = _values(records, measure)
+            lost = Counter(record.status for record in records)
+            found[key] = Cell(
+                summary(list(values.values())),
+                frozenset(values),
+                lost["diverged"],
+                lost["failed"],
             )
         return found
-
-    @cached_property
-    def _accuracy_by_seed(self) -> Mapping[tuple[str, str], pd.Series]:
-        completed = self.frame[self.frame["status"] == "completed"]
-        return {
-            (str(key[0]), str(key[1])): cell.set_index("seed")["test_accuracy"].dropna()
-            for key, cell in completed.groupby(["architecture", "optimizer"], sort=False)
-        }
 
     def gains(self, pairs: Iterable[tuple[str, str, str]]) -> list[Gain]:
         """Compare (architecture, row, base) by seed; the corrected tests are one family."""
         found = []
         for architecture, row, base in pairs:
-            one = self._accuracy_by_seed.get((architecture, row))
-            other = self._accuracy_by_seed.get((architecture, base))
-            differences = [] if one is None or other is None else (one - other).dropna().tolist()
-            found.append(Gain(architecture, row, base, paired(differences), None))
+            by_seed = differences(self.section.pairs(architecture, row, base))
+            found.append(Gain(architecture, row, base, paired([*by_seed.values()]), None))
         tested = {
             i: gain.paired.t_p
             for i, gain in enumerate(found)
@@ -157,17 +149,18 @@ class Numbers:
         self, architecture: str, row: str, measure: str = "gradient_evaluations"
     ) -> float | None:
         """Return a measure's mean over a cell's completed runs."""
-        if (architecture, row) not in self._means.index:
-            return None
-        mean = typing.cast(float, self._means.loc[(architecture, row), measure])
-        return None if math.isnan(mean) else mean
-
-    @cached_property
-    def _means(self) -> pd.DataFrame:
-        completed = self.frame[self.frame["status"] == "completed"]
-        return completed.groupby(["architecture", "optimizer"])[list(_NUMBERS)].mean()
+        return summary(list(_values(self.section.cell(architecture, row), measure).values())).mean
 
     @staticmethod
     def _equal(one: float | None, other: float | None) -> bool:
         """Whether two costs are the same to 1 %: a last batch may be cut off in one of them."""
         return one is not None and other is not None and abs(one - other) <= 0.01 * max(one, other)
+
+
+def _values(records: Iterable[Record], measure: str) -> dict[int, float]:
+    """Return a measure's values over the completed runs that have one, by seed."""
+    return {
+        record.seed: value
+        for record in records
+        if record.status == "completed" and (value := value_of(record, measure)) is not None
+    }

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from flatbench.records.quantities import TEST_ACCURACY, TRAIN_ACCURACY, quantity
 from flatbench.report.numbers import Numbers
-from flatbench.report.tables import MISSING, Cell, Table, measure_name
+from flatbench.report.tables import MISSING, Cell, Table
 from flatbench.stats import Correlation, kendall
 from flatbench.text import number
 
@@ -21,8 +22,8 @@ def correlation(numbers: Numbers, measure: str, against: str = "test_error") -> 
             the labels trained on, less test accuracy), both in percent.
     """
     frame = numbers.frame
-    runs = frame[(frame["status"] == "completed") & frame["test_accuracy"].notna()]
-    error = (100.0 if against == "test_error" else runs["train_accuracy"]) - runs["test_accuracy"]
+    runs = frame[(frame["status"] == "completed") & frame[TEST_ACCURACY].notna()]
+    error = (100.0 if against == "test_error" else runs[TRAIN_ACCURACY]) - runs[TEST_ACCURACY]
     runs = runs.assign(error=error)
     runs = runs[runs["error"].notna() & runs[measure].notna()]
     architectures = runs["architecture"].tolist()
@@ -41,7 +42,7 @@ def ranking_table(numbers: Numbers) -> Table | None:
         return None
     rows = tuple(
         (
-            measure_name(measure),
+            quantity(measure).heading,
             (
                 *(
                     _rows_cell(numbers, measure, architecture)
@@ -73,7 +74,7 @@ def ranking_table(numbers: Numbers) -> Table | None:
 
 
 def _rows_cell(numbers: Numbers, measure: str, architecture: str) -> Cell:
-    sharpness, accuracy = numbers.cells(measure), numbers.cells("test_accuracy")
+    sharpness, accuracy = numbers.cells(measure), numbers.cells(TEST_ACCURACY)
     both = [
         (s, -a)
         for row in numbers.section.optimizers

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from flatbench.protocols.protocol import Protocol
+from flatbench.records.quantities import TEST_ACCURACY, quantity
 from flatbench.records.record import Record
 from flatbench.records.sections import Section, sections
 from flatbench.report import numbers
@@ -15,18 +16,6 @@ from flatbench.stats import Interval
 from flatbench.text import decimals, number, ranges
 
 MISSING = "—"
-
-_NAMES = {
-    "sam_sharpness": "SAM sharpness ρ‖∇L‖ of the last epoch",
-    "ascent_sharpness": "Ascent sharpness max L(w + ε) − L(w)",
-    "ascent_sharpness_10_steps": "Ascent sharpness, 10 steps",
-    "m_sharpness": "m-sharpness",
-    "adaptive_ascent_sharpness": "Adaptive ascent sharpness",
-    "average_sharpness": "Average sharpness E[L(w + ε)] − L(w)",
-    "adaptive_average_sharpness": "Adaptive average sharpness",
-    "hessian_max_eigenvalue": "Largest eigenvalue of the Hessian",
-    "hessian_trace": "Trace of the Hessian",
-}
 
 
 @dataclass(frozen=True)
@@ -78,14 +67,6 @@ def described(section: Section, n: int) -> str:
     return f"{section.protocol}, {section.evaluation} part, {seeds}, n = {n}"
 
 
-def measure_name(measure: str) -> str:
-    """Return a sharpness measure's name in a heading."""
-    base = measure.removesuffix("_clean")
-    if base not in _NAMES:
-        return measure
-    return _NAMES[base] + (", true labels" if base != measure else "")
-
-
 def accuracy_table(numbers: Numbers) -> Table:
     """Return the study's table; bold where the corrected paired test supports the better row."""
     better = {
@@ -93,16 +74,17 @@ def accuracy_table(numbers: Numbers) -> Table:
         for gain in numbers.sam_gains
         if gain.supported and gain.paired is not None
     }
-    name = f"{numbers.section.evaluation.title()} accuracy (%)"
+    accuracy = quantity(TEST_ACCURACY)
+    name = f"{accuracy.titled(numbers.section.evaluation).capitalize()} ({accuracy.unit})"
     note = f"Bold: better than its base, or than its SAM row, by seed; Holm-adjusted p < {ALPHA}."
-    return _measure_table(numbers, "test_accuracy", name, 2, better, note if better else "")
+    return _measure_table(numbers, TEST_ACCURACY, name, 2, better, note if better else "")
 
 
 def sharpness_table(numbers: Numbers, measure: str) -> Table:
     """Return a sharpness measure's table."""
     means = [cell.summary.mean for cell in numbers.cells(measure).values()]
     places = decimals([mean for mean in means if mean is not None])
-    return _measure_table(numbers, measure, measure_name(measure), places, set(), "")
+    return _measure_table(numbers, measure, quantity(measure).heading, places, set(), "")
 
 
 def _measure_table(
@@ -169,7 +151,7 @@ def reference_table(numbers: Numbers) -> Table:
     Raises:
         ValueError: the section has no reference.
     """
-    section, cells = numbers.section, numbers.cells("test_accuracy")
+    section, cells = numbers.section, numbers.cells(TEST_ACCURACY)
     reference = section.reference
     if reference is None:
         raise ValueError(f"protocol {section.protocol!r} has no reference")
@@ -297,7 +279,7 @@ def equal_compute_table(numbers: Numbers) -> Table | None:
     if not gains:
         return None
     usual = usual_pairs(gains)
-    accuracies = numbers.cells("test_accuracy")
+    accuracies = numbers.cells(TEST_ACCURACY)
     note = (
         "A SAM step costs two gradient evaluations; here both rows had as many. Difference: mean "
         "by seed (its 95 % t-interval), Holm-adjusted for the tests of this table. Time: the SAM "
@@ -351,7 +333,7 @@ def time_to_accuracy_table(numbers: Numbers, target: float | None = None) -> Tab
     section = numbers.section
     if not any(record.history for record in section.records):
         return None
-    accuracies = numbers.cells("test_accuracy")
+    accuracies = numbers.cells(TEST_ACCURACY)
     targets: dict[str, float] = {}
     for architecture in section.architectures:
         means = [
@@ -384,7 +366,7 @@ def time_to_accuracy_table(numbers: Numbers, target: float | None = None) -> Tab
 
 
 def _cost_cell(section: Section, architecture: str, row: str, target: float | None) -> Cell:
-    runs = [r for r in section.records if (r.architecture, r.optimizer) == (architecture, row)]
+    runs = section.cell(architecture, row)
     if not runs or target is None:
         return Cell(MISSING)
     costs = [cost for run in runs if (cost := _cost(run, target)) is not None]

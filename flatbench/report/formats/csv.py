@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import pandas as pd
 
+from flatbench.records.quantities import TEST_ACCURACY
 from flatbench.report.chapters import Chapter
 from flatbench.text import plain
 
@@ -42,7 +43,7 @@ def render(chapters: Iterable[Chapter]) -> str:
         )
         for chapter in chapters
         for section in (chapter.numbers.section,)
-        for measure in ("test_accuracy", *chapter.numbers.measures)
+        for measure in (TEST_ACCURACY, *chapter.numbers.measures)
         for (architecture, row), cell in chapter.numbers.cells(measure).items()
     ]
     return pd.DataFrame(lines, columns=list(_COLUMNS), dtype=object).to_csv(

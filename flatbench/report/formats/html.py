@@ -15,11 +15,11 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from flatbench.records.quantities import quantity
 from flatbench.records.record import Record
 from flatbench.report import figures
 from flatbench.report.chapters import Chapter
 from flatbench.report.ranking import correlation, tau_text
-from flatbench.report.tables import measure_name
 from flatbench.text import decimals, number, plain
 
 _FOLDER = Path(__file__).parent
@@ -65,15 +65,14 @@ def _figures(chapter: Chapter) -> Iterable[dict[str, str]]:
         if name.startswith("gap-"):
             measure = name.removeprefix("gap-")
             found = correlation(chapter.numbers, measure, "gap")
-            title = f"{measure_name(measure)} against the generalization gap"
+            title = f"{quantity(measure).heading} against the generalization gap"
             tau = "undefined" if found is None else tau_text(found)
             words = (
                 "The gap: training accuracy, of the labels trained on, less "
                 f"{part} accuracy. One point a run. Kendall's τ: {tau}."
             )
         else:
-            what = f"{part} accuracy" if name == "test_accuracy" else measure_name(name)
-            title = f"{what.removesuffix(' of the last epoch')} by epoch"
+            title = f"{quantity(name).titled(part)} by epoch"
             words = "Line: mean over the seeds; band: ± sample standard deviation."
         yield {
             "title": title[0].upper() + title[1:],

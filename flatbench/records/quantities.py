@@ -1,0 +1,121 @@
+"""The quantities that a record has: each one's title, unit, better side and scale.
+
+The gate, the tables and the figures ask here which side is better and how a number is called. A
+protocol names the sharpness measures that it wants (`flatbench.protocols.protocol.Measure`); this
+module says what they are, and a test holds the two lists together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from flatbench.records.record import Record
+
+# On which scale the values over seeds are taken to be normal; flatbench.gate.scales says why.
+Scale = Literal["linear", "log", "log-error"]
+
+TEST_ACCURACY: Final = "test_accuracy"
+TRAIN_ACCURACY: Final = "train_accuracy"
+SAM_SHARPNESS: Final = "sam_sharpness"
+
+CLEAN: Final = "_clean"  # ends the name of a measure taken with the true labels
+STANDARD_ERROR: Final = "_standard_error"  # ends the name of a measure's own standard error
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """One number of a record. Measures that are not listed are taken for a sharpness."""
+
+    name: str
+    title: str  # {part}: the part of the data that test_* were measured on
+    better: Literal["higher", "lower"] = "lower"
+    unit: str = ""
+    scale: Scale = "log"
+    of: str = ""  # what ends the title where it heads a record's one value
+    reproducible: bool = True  # the same for every run of one seed
+
+    def titled(self, part: str = "test") -> str:
+        """Return the title, as for a curve over the epochs."""
+        return self.title.replace("{part}", part)
+
+    @property
+    def heading(self) -> str:
+        """The title of a record's one value, as for a table."""
+        return f"{self.titled()} {self.of}".rstrip()
+
+
+def _percent(name: str, title: str) -> Quantity:
+    return Quantity(name, title, "higher", "%", "log-error")
+
+
+QUANTITIES: Final = {
+    quantity.name: quantity
+    for quantity in (
+        _percent(TEST_ACCURACY, "{part} accuracy"),
+        _percent("best_test_accuracy", "{part} accuracy of the best epoch"),
+        Quantity("test_loss", "{part} loss"),
+        _percent(TRAIN_ACCURACY, "training accuracy"),
+        Quantity("train_loss", "training loss"),
+        Quantity(SAM_SHARPNESS, "SAM sharpness ρ‖∇L‖", of="of the last epoch"),
+        Quantity("ascent_sharpness", "Ascent sharpness max L(w + ε) − L(w)"),
+        Quantity("ascent_sharpness_10_steps", "Ascent sharpness, 10 steps"),
+        Quantity("m_sharpness", "m-sharpness"),
+        Quantity("adaptive_ascent_sharpness", "Adaptive ascent sharpness"),
+        Quantity("average_sharpness", "Average sharpness E[L(w + ε)] − L(w)"),
+        Quantity("adaptive_average_sharpness", "Adaptive average sharpness"),
+        Quantity("hessian_max_eigenvalue", "Largest eigenvalue of the Hessian"),
+        Quantity("hessian_trace", "Trace of the Hessian"),
+        Quantity("gradient_evaluations", "gradient evaluations"),
+        Quantity("seconds", "training time", unit="s", reproducible=False),
+        Quantity("relative_time", "training time / calibration's", reproducible=False),
+        Quantity("peak_memory", "peak memory", unit="bytes", reproducible=False),
+    )
+}
+
+
+def quantity(name: str) -> Quantity:
+    """Return what is known of a quantity; of a name that is not listed, of a sharpness so named.
+
+    A measure's name may end in "_clean".
+    """
+    found = QUANTITIES.get(name)
+    if found is not None:
+        return found
+    listed = QUANTITIES.get(name.removesuffix(CLEAN))
+    if listed is None or listed.name in FIELDS:  # only a key of the sharpness has a clean twin
+        return Quantity(name, name)
+    return Quantity(name, f"{listed.title}, true labels")
+
+
+def is_standard_error(name: str) -> bool:
+    """Return whether a key of a record's sharpness is the standard error of a measure."""
+    return name.endswith(STANDARD_ERROR)
+
+
+def value_of(record: Record, name: str) -> float | None:
+    """Return a record's number by its name: a field of the record, or a key of its sharpness."""
+    value: float | None = getattr(record, name) if name in FIELDS else record.sharpness.get(name)
+    return value
+
+
+# What a record holds as fields of its own; every other quantity is a key of its sharpness.
+FIELDS: Final = frozenset(name for name in QUANTITIES if hasattr(Record, name))
+
+
+def results_of(record: Record) -> dict[str, float]:
+    """Return a completed run's accuracy and every sharpness that has a value, by name."""
+    measures = [name for name in record.sharpness if not is_standard_error(name)]
+    return _values(record, (*measures, TEST_ACCURACY, SAM_SHARPNESS))
+
+
+def costs_of(record: Record) -> dict[str, float]:
+    """Return what a completed run cost, as far as two runs' costs can be compared, by name."""
+    return _values(record, ("relative_time", "peak_memory"))
+
+
+def _values(record: Record, names: tuple[str, ...]) -> dict[str, float]:
+    if record.status != "completed":
+        return {}
+    found = {name: value_of(record, name) for name in names}
+    return {name: value for name, value in found.items() if value is not None}
