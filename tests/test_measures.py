@@ -76,13 +76,10 @@ def test_without_noise_there_is_one_side(digits: data.DataSet, model: torch.nn.M
     assert all(value is not None for value in found.values())
     picked = measuring.examples(digits, RULE)
     images = digits.normalise(digits.train.images[picked])
-    average = sharpness.average_sharpness(
-        model, F.cross_entropy, images, labels[picked], sigma=0.05, samples=5, adaptive=True
-    )
+    surface = sharpness.loss_surface(model, F.cross_entropy, images, labels[picked])
+    average = sharpness.average_sharpness(surface, sigma=0.05, samples=5, adaptive=True)
     assert found["adaptive_average_sharpness"] == average.value
-    grouped = sharpness.ascent_sharpness(
-        model, F.cross_entropy, images, labels[picked], rho=0.1, m=16
-    )
+    grouped = sharpness.ascent_sharpness(surface, rho=0.1, m=16)
     assert found["m_sharpness"] == grouped.value
 
 
