@@ -26,7 +26,6 @@ from tests.losses import (
     mlp,
 )
 
-
 EVERY = {
     "ascent": (sharpness.ascent_sharpness, {"rho": 0.1, "steps": 3}),
     "m-sharpness": (sharpness.ascent_sharpness, {"rho": 0.1, "m": 10, "adaptive": True}),

@@ -193,10 +193,15 @@ class LossSurface:
 
     @contextmanager
     def _prepared(self) -> Iterator[None]:
-        """Set the model's training flags and the arithmetic for an evaluation; put them back."""
+        """Set the model's training flags and the arithmetic for an evaluation; put them back.
+
+        A flag is written only where it changes: an attribute of an `nn.Module` is slow to set, and
+        all of them, twice an evaluation, took a tenth of a small ResNet18's forward pass.
+        """
         flags = [(module, module.training) for module in self.model.modules()]
         try:
-            self.model.eval()
+            if any(training for _, training in flags):
+                self.model.eval()
             if self.batchnorm == "train":
                 for norm in _batchnorms(self.model):
                     norm.train()
@@ -204,7 +209,8 @@ class LossSurface:
                 yield
         finally:
             for module, training in flags:
-                module.training = training
+                if module.training != training:
+                    module.training = training
 
     def _batches(self) -> Iterator[tuple[float, Tensor, Tensor]]:
         """Yield each batch's share of the examples, inputs and targets, on the model's device."""
