@@ -3,7 +3,7 @@
 Triton's own binder, compiler and launcher run as they would on a GPU. What the driver is told of
 each launch is held against the tensors themselves, and then executed, by Triton's interpreter in
 another process, on the very addresses that were launched: so the weights afterwards are the proof
-that what is launched is what interpreted_kernels.py proves right.
+that what is launched is what the interpreted tests prove right.
 """
 
 from collections.abc import Iterator
