@@ -172,7 +172,7 @@ def test_a_gradient_that_is_not_finite_makes_the_step_a_no_op(base):
     assert_bitwise(vector(model.parameters()), vector(twin.parameters()))
 
 
-def test_memory_is_the_saved_copy_and_the_base_s_state():
+def test_memory_is_the_saved_copy_and_the_state_of_the_base():
     model = resnet(width=64)
     n = sum(p.numel() for p in model.parameters())
     generator = torch.Generator("cuda")

@@ -470,7 +470,7 @@ def test_a_sparse_second_gradient_is_an_error():
 
 
 @pytest.mark.parametrize("base", ["momentum", "adam"])
-def test_strides_that_mean_nothing_are_the_parameter_s_own(base):
+def test_strides_that_mean_nothing_are_those_of_the_parameter(base):
     """torch's fused steps on CUDA fail on others, as a 1 × 1 convolution's gradient may have."""
     kind, kwargs = BASES[base]
     w = nn.Parameter(torch.randn(4, 3, 1, 1).to(memory_format=torch.channels_last))

@@ -111,7 +111,7 @@ def test_groups_with_their_own_options(base):
     assert relative_error(*results) <= 1e-6
 
 
-def test_a_base_without_momentum_in_one_group_keeps_torch_s_state():
+def test_a_base_without_momentum_in_one_group_keeps_the_state_of_torch():
     a, b = parameters((3,), (3,))
     sam = optimizer([{"params": [a]}, {"params": [b], "momentum": 0.0}])
     run([a, b], sam, steps=2)
@@ -240,7 +240,7 @@ def test_bfloat16_gradients(base, which):
 
 
 @every_base
-def test_state_goes_over_to_eager_and_to_torch_s_own(base):
+def test_state_goes_over_to_eager_and_to_the_torch_base(base):
     params = parameters((70,), (3, 3))
     sam = optimizer(params, base, rho=0.0)
     run(params, sam, 3)
@@ -268,7 +268,7 @@ def test_state_goes_over_to_eager_and_to_torch_s_own(base):
 
 
 @every_base
-def test_state_of_torch_s_own_is_taken_over(base):
+def test_state_of_the_torch_base_is_taken_over(base):
     kind, kwargs = BASES[base]
     params = parameters((70,), (3, 3))
     plain = kind(params, **kwargs)
