@@ -61,7 +61,7 @@ def test_outside_of_git_no_commit_is_claimed(package: Path) -> None:
     assert version_now() == {"commit": None, "dirty": None}
 
 
-def test_in_somebody_else_s_checkout_no_commit_is_claimed(package: Path) -> None:
+def test_in_a_foreign_checkout_no_commit_is_claimed(package: Path) -> None:
     git(package.parent, "init", "--quiet")
     git(package.parent, "commit", "--quiet", "--allow-empty", "-m", "theirs")
     assert version_now() == {"commit": None, "dirty": None}
@@ -194,7 +194,7 @@ def test_no_host_no_user_no_path(monkeypatch: pytest.MonkeyPatch) -> None:
     assert f'"{getpass.getuser()}"' not in said
 
 
-def test_the_processor_s_name_is_the_system_s() -> None:
+def test_the_name_of_the_processor_is_that_of_the_system() -> None:
     info = Path("/proc/cpuinfo")
     if not info.exists() or "model name" not in info.read_text():
         assert provenance.processor() == (platform.processor() or platform.machine())
