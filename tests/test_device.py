@@ -191,16 +191,16 @@ def test_freed_memory_is_kept_and_given_back() -> None:
     code = (
         "import sys, torch\n"
         "from pathlib import Path\n"
-        "from flatbench import device\n"
+        "from flatbench.training import devices\n"
         "def resident():\n"
         "    return int(Path('/proc/self/statm').read_text().split()[1])\n"
         "if sys.argv[1] == 'keep':\n"
-        "    device.keep_freed_memory()\n"
+        "    devices.keep_freed_memory()\n"
         "tensor = torch.ones(31 * 2**18)\n"
         "with_it = resident()\n"
         "del tensor\n"
         "without_it = resident()\n"
-        "device.return_freed_memory()\n"
+        "devices.return_freed_memory()\n"
         "print(with_it - without_it, without_it - resident())\n"
     )
 
