@@ -131,7 +131,7 @@ def peaks(where: torch.device, precision: str) -> dict[str, tuple[Step, float]]:
 
 
 @dataclass(frozen=True)
-class Seat:
+class Job:
     """What a process of our own trains, set up as the engine's workers are."""
 
     case: str
@@ -141,14 +141,11 @@ class Seat:
     compiled: bool = False
 
 
-def _work(connection: Connection, seat: Seat) -> None:
-    where = devices.bind(torch.device(seat.where))
-    devices.keep_freed_memory()
-    devices.make_deterministic(where)
-    devices.use_ieee_fp32(where)
-    torch.set_num_threads(seat.threads)
-    case = from_id(seat.case)
-    step, run = flatbench_step(case, images_for(case, where, seat.data_dir), seat.compiled)
+def _work(connection: Connection, job: Job) -> None:
+    where = devices.set_up_worker(torch.device(job.where))
+    torch.set_num_threads(job.threads)
+    case = from_id(job.case)
+    step, run = flatbench_step(case, images_for(case, where, job.data_dir), job.compiled)
     while connection.recv():
         step()
         devices.synchronise(where)
@@ -157,13 +154,13 @@ def _work(connection: Connection, seat: Seat) -> None:
 
 
 @contextlib.contextmanager
-def at_work(seat: Seat, count: int = 1) -> Iterator[Step]:
+def at_work(job: Job, count: int = 1) -> Iterator[Step]:
     """A step of so many processes at once, as the engine trains a grid."""
     spawn = multiprocessing.get_context("spawn")
     ours: list[Connection] = []
     for _ in range(count):
         here, there = spawn.Pipe()
-        spawn.Process(target=_work, args=(there, seat), daemon=True).start()
+        spawn.Process(target=_work, args=(there, job), daemon=True).start()
         there.close()
         ours.append(here)
 
@@ -176,7 +173,7 @@ def at_work(seat: Seat, count: int = 1) -> Iterator[Step]:
     yield step
     for connection in ours:
         connection.send(False)
-        assert connection.recv(), f"{seat.case}: weights that are not finite"
+        assert connection.recv(), f"{job.case}: weights that are not finite"
 
 
 @pytest.mark.benchmark(group="trainer", timer=clock)
@@ -196,19 +193,19 @@ def test_trainer(
     dataset = images_for(case, where, data_dir)
     run = setup.prepare(case, dataset)
     large = {} if is_narrow else peaks(where, run.precision)
-    seat = Seat(case.id, str(where), own, data_dir)
+    job = Job(case.id, str(where), own, data_dir)
     with contextlib.ExitStack() as stack:
-        one = stack.enter_context(at_work(seat))
+        one = stack.enter_context(at_work(job))
         steps: dict[str, Step] = {
             "one": one,
-            "base": stack.enter_context(at_work(dataclasses.replace(seat, case=base.id))),
+            "base": stack.enter_context(at_work(dataclasses.replace(job, case=base.id))),
             "plain": plain_step(case, dataset),
             **{kind: work for kind, (work, _) in large.items()},
         }
         if workers > 1:
-            steps["grid"] = stack.enter_context(at_work(seat, workers))
+            steps["grid"] = stack.enter_context(at_work(job, workers))
         if request.config.getoption("compile"):
-            compiled = stack.enter_context(at_work(dataclasses.replace(seat, compiled=True)))
+            compiled = stack.enter_context(at_work(dataclasses.replace(job, compiled=True)))
             start = clock()
             compiled()
             compiled()

@@ -3,7 +3,7 @@
 Triton's own binder, compiler and launcher run as they would on a GPU. What the driver is told of
 each launch is held against the tensors themselves, and then executed, by Triton's interpreter in
 another process, on the very addresses that were launched: so the weights afterwards are the proof
-that what is launched is what interpreted_kernels.py proves right.
+that what is launched is what the interpreted tests prove right.
 """
 
 from collections.abc import Iterator
@@ -18,18 +18,14 @@ from flatbench.optim import SAM, fused, kernels
 from flatbench.optim import sam as sam_module
 from flatbench.optim.groups import is_adaptive
 from tests import stub
+from tests.optimizers import BASES, SGD
 from tests.stub.arena import Interpreter
 
 # torch's CUDA runtime finds the stub, asks it for what it has not, and counts no device.
 pytestmark = pytest.mark.filterwarnings("ignore:CUDA initialization")
 
-SGD, Adam, AdamW = torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW
-BASES: dict[str, tuple[Any, dict[str, Any]]] = {
-    "sgd": (SGD, {"lr": 0.1}),
-    "momentum": (SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}),
-    "adam": (Adam, {"lr": 0.01, "weight_decay": 0.01}),
-    "adamw": (AdamW, {"lr": 2**-7, "weight_decay": 2**-4}),
-}
+# nesterov and dampening are numbers in the table of settings: no launch of their own
+KINDS = ("sgd", "momentum", "adam", "adamw")
 METHODS: dict[str, dict[str, Any]] = {
     "sam": {"adaptive": False},
     "asam": {"adaptive": True},
@@ -170,7 +166,7 @@ def shared_bytes(launch: stub.Launch) -> int:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("base", KINDS)
 def test_every_kind_of_step_is_three_launches(launched: Any, base: str, method: str) -> None:
     pair = Pair(base, method)
     taken = {"first": pair.step(), "later": pair.step(), "no gradient": pair.step("conv.bias")}
@@ -187,7 +183,7 @@ def test_every_kind_of_step_is_three_launches(launched: Any, base: str, method: 
 
 
 @pytest.mark.parametrize("half", ["first_step", "second_step"])
-@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("base", KINDS)
 def test_a_gradient_that_is_not_finite_leaves_all_as_it_was(
     launched: Any, base: str, half: str
 ) -> None:

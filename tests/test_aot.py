@@ -87,7 +87,7 @@ def cuobjdump(cubin, tmp_path, *flags):
 
 
 @pytest.mark.parametrize("name", ["norm_partials", "perturb", "restore_and_step", "trial"])
-def test_triton_s_binder_takes_the_kernel_s_parameters(name):
+def test_the_binder_of_triton_takes_the_parameters_of_a_kernel(name):
     """It makes a Python function of them, beside names of its own: a launch's first step."""
     kernel = getattr(kernels, name)
     backend = make_backend(GPUTarget("cuda", 90, 32))

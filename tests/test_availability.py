@@ -31,7 +31,7 @@ def program(folder: Path, name: str) -> Path:
     return path
 
 
-def test_triton_s_compiler_is_cc_or_else_the_first_on_the_path(
+def test_the_compiler_for_triton_is_cc_or_else_the_first_on_the_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -25,7 +25,7 @@ def ids(cases: list[Case]) -> list[str]:
     return [case.id.removeprefix("tiny/") for case in cases]
 
 
-def test_the_whole_grid_in_the_file_s_order_seed_by_seed(settings: Protocol) -> None:
+def test_the_whole_grid_in_the_order_of_the_file_seed_by_seed(settings: Protocol) -> None:
     assert [case.id for case in grid(settings)] == [
         "tiny/vgg16/adam/seed5",
         "tiny/vgg16/sgd/seed5",

@@ -94,7 +94,7 @@ def test_without_resume_a_checkpoint_is_not_used(case: Case, tmp_path: Path) -> 
     assert epochs == [1, 2, 3, 4, 5]
 
 
-def test_another_case_s_checkpoint_is_not_used(case: Case, tmp_path: Path) -> None:
+def test_the_checkpoint_of_another_case_is_not_used(case: Case, tmp_path: Path) -> None:
     path = tmp_path / "case.pt"
     train_until(case, path, 3)
     other = Case(case.protocol, case.architecture, case.optimizer, seed=1)

@@ -210,7 +210,7 @@ def test_landscapes_of_a_pair(
             assert (folder / "tiny" / "landscapes" / f"{together}-{kind}.{suffix}").exists()
 
 
-def test_a_landscape_s_centre_is_the_trained_network(trained: tuple[Path, Path]) -> None:
+def test_the_centre_of_a_landscape_is_the_trained_network(trained: tuple[Path, Path]) -> None:
     """The loss in the middle is what the recorded weights have on the case's own examples."""
     import numpy as np
     import torch

@@ -50,7 +50,7 @@ def shares(part: data.Part) -> NDArray[np.float64]:
 # --- splits
 
 
-def test_digits_are_scikit_learn_s_each_in_one_part() -> None:
+def test_digits_are_those_of_scikit_learn_each_in_one_part() -> None:
     found = data.load(Data("digits", validation=0.25))
     bunch = load_digits()
     original = data.Part(
@@ -67,7 +67,7 @@ def test_digits_are_scikit_learn_s_each_in_one_part() -> None:
 
 @pytest.mark.parametrize("examples", [None, 500])
 @pytest.mark.parametrize("validation", [0.1, 0.25, 0.5])
-def test_every_part_has_the_classes_in_the_whole_s_proportions(
+def test_every_part_has_the_classes_in_the_proportions_of_the_whole(
     validation: float, examples: int | None
 ) -> None:
     found = data.load(Data("digits", validation=validation, train_examples=examples))
@@ -130,7 +130,7 @@ def test_a_part_without_every_class_is_refused(settings: Data, wish: str) -> Non
     assert message(settings).startswith(f"{wish}: allowed is what splits the 1437 training images")
 
 
-def test_normalised_with_the_training_part_s_statistics_alone() -> None:
+def test_normalised_with_the_statistics_of_the_training_part_alone() -> None:
     found = data.load(Data("digits", validation=0.25, train_examples=200))
     x = found.normalise(found.train.images).double()
     assert x.shape == (200, 1, 8, 8)
@@ -268,7 +268,7 @@ def test_each_image_is_a_view_that_torchvision_makes_of_it(kind: str, channels: 
     assert (found != places(kind, images, batch, seed=2)).any()
 
 
-def test_crops_and_flips_are_uniform_and_each_image_s_own() -> None:
+def test_crops_and_flips_are_uniform_and_drawn_for_each_image() -> None:
     images = colours(3)
     batch = torch.arange(3).repeat(1800)
     found = places("crop-flip", images, batch, seed=0)
@@ -428,7 +428,7 @@ def test_fashion_mnist_missing_says_how_to_get_it(
     not Path("/usr/share/datasets/fashion-mnist").exists(),
     reason="Debian's package dataset-fashion-mnist is not installed",
 )
-def test_fashion_mnist_from_debian_s_package(tmp_path: Path) -> None:
+def test_fashion_mnist_from_the_package_of_debian(tmp_path: Path) -> None:
     found = data.load(Data("fashion-mnist", train_examples=1000), data_dir=tmp_path)
     assert np.bincount(found.train.labels).tolist() == [100] * 10
     assert np.bincount(found.test.labels).tolist() == [1000] * 10

@@ -144,6 +144,20 @@ def test_deterministic_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.are_deterministic_algorithms_enabled()
 
 
+def test_a_worker_is_deterministic_in_ieee_fp32_and_keeps_its_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    done: list[str] = []
+    for name in ("keep_freed_memory", "make_deterministic", "bind", "use_ieee_fp32"):
+        monkeypatch.setattr(
+            devices, name, lambda *where, name=name: done.append(name) or torch.device("cuda", 1)
+        )
+    assert devices.set_up_worker(torch.device("cuda:1")) == torch.device("cuda", 1)
+    assert sorted(done) == ["bind", "keep_freed_memory", "make_deterministic", "use_ieee_fp32"]
+    # cuBLAS may read its workspace's setting as soon as CUDA is initialised
+    assert done.index("make_deterministic") < done.index("bind")
+
+
 @pytest.mark.parametrize(
     ("capability", "fast"), [((7, 5), False), ((8, 0), True), ((8, 9), True), ((9, 0), True)]
 )
@@ -177,16 +191,16 @@ def test_freed_memory_is_kept_and_given_back() -> None:
     code = (
         "import sys, torch\n"
         "from pathlib import Path\n"
-        "from flatbench import device\n"
+        "from flatbench.training import devices\n"
         "def resident():\n"
         "    return int(Path('/proc/self/statm').read_text().split()[1])\n"
         "if sys.argv[1] == 'keep':\n"
-        "    device.keep_freed_memory()\n"
+        "    devices.keep_freed_memory()\n"
         "tensor = torch.ones(31 * 2**18)\n"
         "with_it = resident()\n"
         "del tensor\n"
         "without_it = resident()\n"
-        "device.return_freed_memory()\n"
+        "devices.return_freed_memory()\n"
         "print(with_it - without_it, without_it - resident())\n"
     )
 

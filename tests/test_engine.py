@@ -105,7 +105,7 @@ def test_as_many_workers_as_cores_and_none_is_left(two: Two) -> None:
     assert two.left == []
 
 
-def test_each_record_is_its_own_case_s(two: Two) -> None:
+def test_each_record_is_that_of_its_case(two: Two) -> None:
     assert [record.id for record in two.records] == [case.id for case in two.cases]
     assert [record.status for record in two.records] == ["completed"] * 4
     assert len({record.train_loss for record in two.records}) == 4
@@ -483,7 +483,7 @@ def run(progress: Progress, monkeypatch: pytest.MonkeyPatch) -> Run:
     return Run({case.id: Future() for case in progress.cases}, progress)
 
 
-def test_the_line_is_cut_to_the_terminal_s_width(run: Run) -> None:
+def test_the_line_is_cut_to_the_width_of_the_terminal(run: Run) -> None:
     case = run.progress.cases[0]
     screen = Watched(run.futures[case.id], lines=1)
     assert follow(run, case, screen) == synthetic.record()
@@ -497,7 +497,7 @@ def test_the_line_is_drawn_anew_until_the_case_ends(run: Run) -> None:
     assert screen.getvalue().count("\r0/3 cases") == 3
 
 
-def test_below_a_line_that_is_not_the_follower_s_own(run: Run) -> None:
+def test_below_a_line_that_the_follower_did_not_write(run: Run) -> None:
     """One line down, and at the end back up to the column where pytest goes on."""
     case = run.progress.cases[0]
     screen = Watched(run.futures[case.id], lines=1)

@@ -268,7 +268,7 @@ def test_a_part_that_exceeds_its_limit_is_ended_with_its_children(
     assert gpu_parts.LIMIT == 8 * 60
 
 
-def test_neither_paths_nor_the_host_s_name_are_written(
+def test_neither_paths_nor_the_name_of_the_host_are_written(
     tmp_path: Path, here: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data_dir = tmp_path / "data"
@@ -514,7 +514,7 @@ def test_what_is_chosen_by_name_is_there(file: str, rows: str, count: int) -> No
 
 
 @pytest.mark.parametrize(("part", "file"), [("step", "step"), ("trainer", "trainer")])
-def test_a_benchmark_s_rows_are_its_table(part: str, file: str, tmp_path: Path) -> None:
+def test_the_rows_of_a_benchmark_are_its_table(part: str, file: str, tmp_path: Path) -> None:
     committed = (ROOT / "results" / "speed" / f"{file}.json").read_text()
 
     def run(command: list[str], **extra: str) -> Ran:
@@ -611,7 +611,7 @@ def engine_diverged(found: Any) -> Any:
     return dataclasses.replace(found, status="diverged", reason="diverged in epoch 1 of 2")
 
 
-def test_a_cpu_s_memory_is_not_compared(tmp_path: Path) -> None:
+def test_the_memory_of_a_cpu_is_not_compared(tmp_path: Path) -> None:
     def heavier(records: list[Any]) -> list[Any]:
         return [dataclasses.replace(r, peak_memory=2e6) for r in records]
 

@@ -143,7 +143,7 @@ def test_nothing_follows_a_capture_that_failed() -> None:
 
 @pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.filterwarnings("ignore:no CUDA graph")
-def test_a_capture_s_time_is_told_once(fails: bool) -> None:
+def test_the_time_of_a_capture_is_told_once(fails: bool) -> None:
     def slow(step, batch, generators, stream):
         time.sleep(0.05)
         if fails:
@@ -158,7 +158,7 @@ def test_a_capture_s_time_is_told_once(fails: bool) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:no CUDA graph")
-def test_the_warning_gives_the_first_error_s_reason() -> None:
+def test_the_warning_gives_the_reason_of_the_first_error() -> None:
     """The end of a broken capture raises too, and says less."""
 
     def fail(step, batch, generators, stream):
@@ -295,7 +295,7 @@ class Batch:
     device = GPU
 
 
-def test_warm_up_and_capture_share_one_stream_of_the_run_s_device(
+def test_warm_up_and_capture_share_one_stream_of_the_device_of_the_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cuda, seen = Cuda(), []

@@ -122,7 +122,9 @@ def test_no_live_line_where_there_is_no_terminal(whole: Outcome) -> None:
     assert "\x1b[K" not in whole.text
 
 
-def test_a_selection_leaves_the_whole_grid_s_files_alone(whole: Outcome, protocol: Path) -> None:
+def test_a_selection_leaves_the_files_of_the_whole_grid_alone(
+    whole: Outcome, protocol: Path
+) -> None:
     """Within bounds that no run keeps to: the failure is one line a bound."""
     before = (whole.results / "tiny" / "benchmark.json").read_bytes()
     (sgd, *_) = reading.read(whole.results / "tiny" / "benchmark.json")

@@ -1,6 +1,7 @@
 """The HTML page: its text by the standard parser, its behaviour in a real browser."""
 
 import dataclasses
+import os
 import shutil
 from html.parser import HTMLParser
 
@@ -95,15 +96,26 @@ def test_several_protocols_get_a_list_to_jump_by(page):
     assert hrefs == ["#protocol-1", "#protocol-2"]
 
 
+def required() -> bool:
+    """Whether a browser test that can't run is a failure: in CI it is."""
+    return os.environ.get("CI") == "true" or os.environ.get("FLATBENCH_BROWSER") == "required"
+
+
+def without_browser(reason):
+    (pytest.fail if required() else pytest.skip)(reason)
+
+
 @pytest.fixture(scope="module")
 def browser():
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    from selenium.webdriver.chrome.service import Service
-
+    try:
+        from selenium import webdriver
+        from selenium.webdriver.chrome.service import Service
+    except ImportError:
+        without_browser("selenium is not installed")
     driver = shutil.which("chromedriver")
     binary = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")
     if driver is None or binary is None:
-        pytest.skip("no Chromium with its chromedriver on PATH")
+        without_browser("no Chromium with its chromedriver on PATH")
     options = webdriver.ChromeOptions()
     options.binary_location = binary
     for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
@@ -230,3 +242,20 @@ def test_a_screen_reader_gets_names_for_tables_and_buttons(opened):
     assert all(names("image"))
     assert len(names("columnheader")) > 3
     assert "main" in {node.get("role", {}).get("value") for node in tree}
+
+
+@pytest.mark.parametrize(
+    ("variables", "outcome"),
+    [
+        ({}, pytest.skip.Exception),
+        ({"CI": "true"}, pytest.fail.Exception),
+        ({"FLATBENCH_BROWSER": "required"}, pytest.fail.Exception),
+    ],
+)
+def test_without_a_browser_ci_fails(monkeypatch, variables, outcome):
+    for name in ("CI", "FLATBENCH_BROWSER"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(outcome, match="none here"):
+        without_browser("none here")

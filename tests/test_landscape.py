@@ -25,6 +25,7 @@ from flatbench.landscape import (
     random_directions,
     save,
 )
+from flatbench.sharpness import loss_surface
 
 D = torch.float64
 
@@ -127,7 +128,7 @@ def test_parameters_without_gradient_do_not_move():
     found = random_directions(model, count=1)
     assert found.vectors.shape[1] == sum(p.numel() for p in model.parameters() if p.requires_grad)
     full = torch.cat([torch.zeros(sum(p.numel() for p in model[0].parameters())), found.vectors[0]])
-    result = loss_landscape(model, cross_entropy, x, y, found, [-1.0, 0.5])
+    result = loss_landscape(loss_surface(model, cross_entropy, x, y), found, [-1.0, 0.5])
     expected = [loss_of(moved(model, (a, full)), x, y) for a in (-1.0, 0.5)]
     np.testing.assert_allclose(result.losses, expected, rtol=1e-12)
 
@@ -136,24 +137,25 @@ def test_hessian_directions_bend_as_their_eigenvalues_say():
     q = np.linalg.qr(np.random.default_rng(0).normal(size=(6, 6)))[0]
     spectrum = np.array([9.0, 4.0, 1.0, 0.5, 0.0, -2.0])
     model = Bowl(torch.tensor(q @ np.diag(spectrum) @ q.T))
-    x, y = torch.zeros(3, 1), torch.zeros(3)
-    found = hessian_directions(model, mean, x, y, tolerance=1e-10)
+    surface = loss_surface(model, mean, torch.zeros(3, 1), torch.zeros(3))
+    found = hessian_directions(surface, tolerance=1e-10)
     np.testing.assert_allclose(found.vectors @ found.vectors.T, np.eye(2), atol=1e-9)
     assert found.labels == ("eigenvector 1 (λ = 9)", "eigenvector 2 (λ = 4)")
     for vector in found.vectors:
         assert float(vector[vector.abs().argmax()]) > 0
     alphas, betas = np.linspace(-1, 1, 5), np.linspace(-2, 2, 4)
-    result = loss_landscape(model, mean, x, y, found, alphas, betas)
+    result = loss_landscape(surface, found, alphas, betas)
     expected = 0.5 * (9 * alphas[:, None] ** 2 + 4 * betas[None, :] ** 2)
     np.testing.assert_allclose(result.losses, expected, atol=1e-6)
-    short = hessian_directions(model, mean, x, y, max_products=2)
+    short = hessian_directions(surface, max_products=2)
     assert "≈" in short.labels[0]
 
 
 def test_hessian_directions_of_a_model_that_is_not_finite():
     model = Bowl(torch.full((3, 3), torch.nan, dtype=D))
+    surface = loss_surface(model, mean, torch.zeros(3, 1), torch.zeros(3))
     with pytest.raises(ArithmeticError, match="not finite"):
-        hessian_directions(model, mean, torch.zeros(3, 1), torch.zeros(3))
+        hessian_directions(surface)
 
 
 # --- values -------------------------------------------------------------------------------------
@@ -165,15 +167,14 @@ def test_each_point_is_the_loss_of_the_moved_model(batch_size):
     directions = random_directions(model, seed=3)
     first, second = directions.vectors
     alphas, betas = [-0.7, 0.0, 1.1], [-1.0, 0.0]
-    plane = loss_landscape(
-        model, cross_entropy, x, y, directions, alphas, betas, batch_size=batch_size
-    )
+    surface = loss_surface(model, cross_entropy, x, y, batch_size=batch_size)
+    plane = loss_landscape(surface, directions, alphas, betas)
     expected = [
         [loss_of(moved(model, (a, first), (b, second)), x, y) for b in betas] for a in alphas
     ]
     np.testing.assert_allclose(plane.losses, expected, rtol=1e-12)
     assert plane.losses[1, 1] == pytest.approx(loss_of(model, x, y), rel=1e-12)
-    line = loss_landscape(model, cross_entropy, x, y, directions, alphas, batch_size=batch_size)
+    line = loss_landscape(surface, directions, alphas)
     np.testing.assert_allclose(line.losses, plane.losses[:, 1], rtol=1e-12)
     assert plane.complete
     assert line.complete
@@ -183,7 +184,8 @@ def test_each_point_is_the_loss_of_the_moved_model(batch_size):
 def test_the_line_between_two_solutions_ends_at_them():
     start, end, (x, y) = conv_net(0), conv_net(1), images()
     line = line_direction(start, end.state_dict())
-    result = loss_landscape(start, cross_entropy, x, y, line, [0, 0.5, 1], batchnorm="eval")
+    surface = loss_surface(start, cross_entropy, x, y)
+    result = loss_landscape(surface, line, [0, 0.5, 1], batchnorm="eval")
     assert result.losses[0] == pytest.approx(loss_of(start, x, y), rel=1e-12)
     assert result.losses[2] == pytest.approx(loss_of(end, x, y), rel=1e-12)
     middle = copy.deepcopy(start)
@@ -198,7 +200,8 @@ def test_the_line_between_two_solutions_ends_at_them():
 def test_beyond_an_end_the_statistics_are_the_ends():
     start, end, (x, y) = conv_net(0), conv_net(1), images()
     line = line_direction(start, end.state_dict())
-    result = loss_landscape(start, cross_entropy, x, y, line, [-2, 3], batchnorm="eval")
+    surface = loss_surface(start, cross_entropy, x, y)
+    result = loss_landscape(surface, line, [-2, 3], batchnorm="eval")
     before, beyond = moved(start, (-2, line.vectors[0])), moved(start, (3, line.vectors[0]))
     beyond.load_state_dict(dict(end.named_buffers()), strict=False)
     np.testing.assert_allclose(
@@ -209,21 +212,30 @@ def test_beyond_an_end_the_statistics_are_the_ends():
 def test_on_a_line_the_statistics_are_recomputed_unless_told_otherwise():
     start, end, (x, y) = conv_net(0), conv_net(1), images()
     line = line_direction(start, end.state_dict())
-    result = loss_landscape(start, cross_entropy, x, y, line, [0, 0.4], batch_size=4)
+    surface = loss_surface(start, cross_entropy, x, y, batch_size=4)
+    result = loss_landscape(surface, line, [0, 0.4])
     twin = moved(start, (0.4, line.vectors[0]))
     torch.optim.swa_utils.update_bn(list(x.split(4)), twin)
     assert result.losses[1] == pytest.approx(loss_of(twin.eval(), x, y), rel=1e-12)
     assert result.batchnorm == "recompute, batches of 4"
-    kept = loss_landscape(start, cross_entropy, x, y, line, [0, 0.4], batchnorm="eval")
+    kept = loss_landscape(surface, line, [0, 0.4], batchnorm="eval")
     assert abs(kept.losses[1] - result.losses[1]) > 1e-3
 
 
 def test_batch_statistics():
     model, (x, y) = conv_net(), images()
     directions = random_directions(model)
-    result = loss_landscape(model, cross_entropy, x, y, directions, [0.5], batchnorm="train")
+    surface = loss_surface(model, cross_entropy, x, y)
+    result = loss_landscape(surface, directions, [0.5], batchnorm="train")
     twin = moved(model, (0.5, directions.vectors[0])).train()
     assert result.losses[0] == pytest.approx(loss_of(twin, x, y), rel=1e-12)
+    # the surface's own rule holds unless another is given
+    surface = loss_surface(model, cross_entropy, x, y, batchnorm="train")
+    own = loss_landscape(surface, directions, [0.5])
+    assert (own.batchnorm, own.losses[0]) == (result.batchnorm, result.losses[0])
+    running = loss_landscape(surface, directions, [0.5], batchnorm="eval")
+    twin.load_state_dict(dict(model.named_buffers()), strict=False)  # loss_of moved the twin's
+    assert running.losses[0] == pytest.approx(loss_of(twin.eval(), x, y), rel=1e-12)
 
 
 def test_the_model_is_left_as_it_was_also_after_an_exception():
@@ -241,10 +253,11 @@ def test_the_model_is_left_as_it_was_also_after_an_exception():
             raise RuntimeError("eighth")
         return cross_entropy(outputs, targets)
 
+    surface = loss_surface(model, failing, x, y, batch_size=6)
     for rule in ("eval", "train", "recompute"):
         calls.clear()
         with pytest.raises(RuntimeError, match="eighth"):
-            loss_landscape(model, failing, x, y, directions, range(5), batchnorm=rule, batch_size=6)
+            loss_landscape(surface, directions, range(5), batchnorm=rule)
         assert [m.training for m in model.modules()] == flags
         assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
         assert model[1].momentum == 0.1
@@ -258,7 +271,8 @@ def test_a_loss_that_is_not_finite_is_a_value():
         return torch.where(outputs.mean() > 1, torch.nan, outputs.mean())
 
     vectors = module.Directions("random", torch.eye(2, dtype=D), ("a", "b"), 0, "")
-    found = loss_landscape(model, cliff, torch.zeros(2, 1), torch.zeros(2), vectors, [0, 1, 2])
+    surface = loss_surface(model, cliff, torch.zeros(2, 1), torch.zeros(2))
+    found = loss_landscape(surface, vectors, [0, 1, 2])
     np.testing.assert_array_equal(found.losses, [0, 0.5, np.nan])
     assert found.complete
 
@@ -275,7 +289,7 @@ def run(model, path, loss=cross_entropy, **changes):
     directions = arguments.pop("directions", None)
     seed = arguments.pop("seed")
     directions = directions or random_directions(model, seed=seed)
-    return loss_landscape(model, loss, x, y, directions, path=path, **arguments)
+    return loss_landscape(loss_surface(model, loss, x, y), directions, path=path, **arguments)
 
 
 def interrupted(after: int):
@@ -346,7 +360,9 @@ def test_a_file_of_something_else_is_refused(tmp_path):
         "batchnorm: the file has 'eval'; allowed: 'train, batches of 12'": {"batchnorm": "train"},
         "examples": {"x": images()[0] + 1},
         "kind: the file has 'random'; allowed: 'hessian'": {
-            "directions": hessian_directions(model, cross_entropy, *images(), tolerance=0.1)
+            "directions": hessian_directions(
+                loss_surface(model, cross_entropy, *images()), tolerance=0.1
+            )
         },
     }.items():
         with pytest.raises(UsageError, match=f"grid.npz: {field}"):
@@ -429,7 +445,6 @@ def test_a_folder_that_cannot_be_written_to(tmp_path):
         ({"alphas": [[1.0]]}, "alphas: allowed"),
         ({"betas": [0, np.nan]}, "betas: allowed"),
         ({"batchnorm": "off"}, "batchnorm: 'off'; allowed: 'eval', 'train', 'recompute'"),
-        ({"batch_size": 0}, "batch_size: 0"),
     ],
 )
 def test_arguments_out_of_range(changes, message):

@@ -1,5 +1,6 @@
 """A protocol's sharpness measures reach the record, on the right examples and labels."""
 
+import dataclasses
 import json
 import typing
 from pathlib import Path
@@ -76,14 +77,32 @@ def test_without_noise_there_is_one_side(digits: data.DataSet, model: torch.nn.M
     assert all(value is not None for value in found.values())
     picked = measuring.examples(digits, RULE)
     images = digits.normalise(digits.train.images[picked])
-    average = sharpness.average_sharpness(
-        model, F.cross_entropy, images, labels[picked], sigma=0.05, samples=5, adaptive=True
-    )
+    surface = sharpness.loss_surface(model, F.cross_entropy, images, labels[picked])
+    average = sharpness.average_sharpness(surface, sigma=0.05, samples=5, adaptive=True)
     assert found["adaptive_average_sharpness"] == average.value
-    grouped = sharpness.ascent_sharpness(
-        model, F.cross_entropy, images, labels[picked], rho=0.1, m=16
-    )
+    grouped = sharpness.ascent_sharpness(surface, rho=0.1, m=16)
     assert found["m_sharpness"] == grouped.value
+
+
+def test_the_protocol_s_batchnorm_rule_is_kept(
+    digits: data.DataSet, model: torch.nn.Module
+) -> None:
+    names = ["ascent_sharpness", "average_sharpness"]
+    rule = dataclasses.replace(RULE, batchnorm="train")
+    found = measuring.measure(names, model, digits, digits.train.labels, rule)
+    picked = measuring.examples(digits, rule)
+    surface = sharpness.loss_surface(
+        model,
+        F.cross_entropy,
+        digits.normalise(digits.train.images[picked]),
+        digits.train.labels[picked],
+        batchnorm="train",
+    )
+    assert found["ascent_sharpness"] == sharpness.ascent_sharpness(surface, rho=0.1).value
+    noise = sharpness.average_sharpness(surface, sigma=0.02, samples=5)
+    assert found["average_sharpness"] == noise.value
+    running = measuring.measure(names, model, digits, digits.train.labels, RULE)
+    assert all(found[name] != running[name] for name in names)
 
 
 def test_standard_errors_stand_beside_their_measures(

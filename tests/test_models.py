@@ -59,7 +59,7 @@ def torchvision_resnet18(in_channels: int) -> nn.Module:
 @torch.no_grad()
 @pytest.mark.parametrize("size", [8, 13, 28, 32])
 @pytest.mark.parametrize("training", [True, False])
-def test_resnet18_is_torchvision_s(images: Tensor, size: int, training: bool) -> None:
+def test_resnet18_is_that_of_torchvision(images: Tensor, size: int, training: bool) -> None:
     mine, reference = models.build("resnet18"), torchvision_resnet18(3)
     shake(mine)
     copy_in_order(mine, reference)
@@ -86,7 +86,7 @@ def torchvision_vgg16_features() -> nn.Module:
 @torch.no_grad()
 @pytest.mark.parametrize("size", [8, 13, 28, 32])
 @pytest.mark.parametrize("training", [True, False])
-def test_vgg16_is_torchvision_s_and_a_hidden_layer(
+def test_vgg16_is_that_of_torchvision_and_a_hidden_layer(
     images: Tensor, size: int, training: bool
 ) -> None:
     mine, features = models.build("vgg16"), torchvision_vgg16_features()
@@ -105,7 +105,7 @@ def test_vgg16_is_torchvision_s_and_a_hidden_layer(
     torch.testing.assert_close(mine(x), h @ v.T + bias, rtol=1e-4, atol=1e-5)
 
 
-def test_vgg16_s_number_of_parameters() -> None:
+def test_the_number_of_parameters_of_vgg16() -> None:
     features = parameters(torchvision_vgg16_features())
     hidden = 512 * 512 + 2 * 512
     classifier = 512 * 10 + 10

@@ -68,13 +68,13 @@ def test_every_shipped_protocol_loads_and_has_a_grid(name: str) -> None:
     assert len(hashes) == len(rows) * len(architectures)  # no two rows are the same
 
 
-def test_the_shipped_protocols_are_the_folder_s_files() -> None:
+def test_the_shipped_protocols_are_the_files_of_the_folder() -> None:
     assert set(available()) == {path.stem for path in PROTOCOLS.glob("*.toml")}
     assert {"digits", "cifar10-paper"} <= set(available())
 
 
 @pytest.mark.parametrize("name", ["digits", "cifar10-paper"])
-def test_the_main_protocols_have_the_study_s_rows(name: str) -> None:
+def test_the_main_protocols_have_the_rows_of_the_study(name: str) -> None:
     settings = load(name)
     assert {"sgd", "sgd+sam", "adam", "adam+sam"} <= set(settings.optimizers)
     assert set(settings.model.architectures) == {"resnet18", "vgg16"}
@@ -86,7 +86,7 @@ def test_the_main_protocols_have_the_study_s_rows(name: str) -> None:
     ]
 
 
-def test_cifar10_paper_is_the_seed_study_s_set_up() -> None:
+def test_cifar10_paper_is_the_set_up_of_the_seed_study() -> None:
     """As its report and scripts give it; the protocol's comment says where the two disagree."""
     settings = load("cifar10-paper")
     training = settings.training
@@ -415,12 +415,12 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["Mine", "my file", ".hidden", "a\nb", "é", "+x"])
-def test_a_file_s_name_must_fit_into_case_ids(tmp_path: Path, name: str) -> None:
+def test_the_name_of_a_file_must_fit_into_case_ids(tmp_path: Path, name: str) -> None:
     path = tiny.write(tmp_path, name=name)
     assert f"file name {name!r} must be lower-case letters, digits" in message(path)
 
 
-def test_a_line_break_in_a_folder_s_name_is_shown_as_one_line(tmp_path: Path) -> None:
+def test_a_line_break_in_the_name_of_a_folder_is_shown_as_one_line(tmp_path: Path) -> None:
     assert "cannot be read" in message(tmp_path / "a\nb" / "tiny.toml")
 
 
@@ -592,7 +592,7 @@ def test_the_published_results_hashes_stand() -> None:
         assert cell == first.provenance["cell_hash"]
 
 
-def test_neither_comments_nor_the_file_s_name_move_a_hash(tmp_path: Path) -> None:
+def test_neither_comments_nor_the_name_of_the_file_move_a_hash(tmp_path: Path) -> None:
     path = tiny.write(tmp_path, TWO)
     other = tmp_path / "other.toml"
     other.write_text("# a comment\n\n" + path.read_text().replace(" = ", "   =   "))

@@ -5,6 +5,7 @@ import json
 import platform
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,12 @@ def nothing_remembered() -> Iterator[None]:
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A small package of two files in a folder of its own, that provenance takes for flatbench."""
+    """A small package in a folder of its own, that provenance takes for flatbench."""
     folder = tmp_path / "checkout" / "package"
-    (folder / "part").mkdir(parents=True)
-    shutil.copy(provenance.__file__, folder / "provenance.py")
-    (folder / "part" / "one.py").write_text("x = 1\n")
-    monkeypatch.setattr(provenance, "__file__", str(folder / "provenance.py"))
+    (folder / "training").mkdir(parents=True)
+    (folder / "__init__.py").touch()
+    (folder / "training" / "one.py").write_text("x = 1\n")
+    monkeypatch.setattr(provenance, "PACKAGE", folder)
     # a repository around the temporary folder, or a user's settings, are not the test's
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
@@ -60,7 +61,7 @@ def test_outside_of_git_no_commit_is_claimed(package: Path) -> None:
     assert version_now() == {"commit": None, "dirty": None}
 
 
-def test_in_somebody_else_s_checkout_no_commit_is_claimed(package: Path) -> None:
+def test_in_a_foreign_checkout_no_commit_is_claimed(package: Path) -> None:
     git(package.parent, "init", "--quiet")
     git(package.parent, "commit", "--quiet", "--allow-empty", "-m", "theirs")
     assert version_now() == {"commit": None, "dirty": None}
@@ -83,24 +84,60 @@ def test_the_commit_and_whether_the_sources_differ_from_it(package: Path) -> Non
     assert version_now() == {"commit": commit, "dirty": False}
     (checkout / "results.json").write_text("{}")  # beside the package: not its sources
     assert version_now() == {"commit": commit, "dirty": False}
-    (package / "part" / "one.py").write_text("x = 2\n")
+    (package / "training" / "one.py").write_text("x = 2\n")
     assert version_now() == {"commit": commit, "dirty": True}
 
 
-def test_the_source_hash_sees_every_source_file(package: Path) -> None:
-    def now() -> str:
-        provenance.source_hash.cache_clear()
-        return provenance.source_hash()
+@pytest.fixture
+def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the whole package, that provenance takes for flatbench."""
+    folder = tmp_path / "flatbench"
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(provenance.PACKAGE, folder, ignore=ignored)
+    monkeypatch.setattr(provenance, "PACKAGE", folder)
+    return folder
 
-    first = now()
-    assert len(first) == 12
-    assert now() == first
-    (package / "notes.txt").write_text("no source")
-    assert now() == first
-    (package / "part" / "one.py").write_text("x = 2\n")
-    second = now()
-    (package / "part" / "two.py").write_text("y = 1\n")
-    assert len({first, second, now()}) == 3
+
+def hash_now() -> str:
+    provenance.source_hash.cache_clear()
+    return provenance.source_hash()
+
+
+@pytest.mark.parametrize(
+    "edited", ["training/step.py", "optim/kernels.py", "protocols/cases.py", "models/another.py"]
+)
+def test_an_edit_of_what_trains_changes_the_source_hash(copy: Path, edited: str) -> None:
+    before = hash_now()
+    assert len(before) == 12
+    assert hash_now() == before
+    with (copy / edited).open("a") as file:
+        file.write("x = 1\n")
+    assert hash_now() != before
+
+
+@pytest.mark.parametrize(
+    "edited", ["report/formats/latex.py", "gate/check.py", "cli.py", "training/notes.txt"]
+)
+def test_an_edit_of_anything_else_leaves_the_source_hash(copy: Path, edited: str) -> None:
+    before = hash_now()
+    with (copy / edited).open("a") as file:
+        file.write("x = 1\n")
+    assert hash_now() == before
+
+
+def test_all_that_a_training_imports_is_hashed_or_bears_on_no_number() -> None:
+    """A module that trains and is not hashed would let a record stand for other code."""
+    code = (
+        "import sys, flatbench.training.trainer\n"
+        "print(*(name for name in sys.modules if name.startswith('flatbench.')))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = {name.removeprefix("flatbench.") for name in done.stdout.split()}
+    hashed = {name for name in loaded if name.partition(".")[0] in provenance.HASHED}
+    assert {"training.step", "optim.sam", "data.sources", "models"} <= hashed
+    # how numbers are kept, said and written; not what they are
+    others = {"errors", "files", "records", "records.record", "records.provenance"}
+    assert loaded - hashed == others
 
 
 def test_the_key_is_of_everything_that_bears_on_the_bits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +194,7 @@ def test_no_host_no_user_no_path(monkeypatch: pytest.MonkeyPatch) -> None:
     assert f'"{getpass.getuser()}"' not in said
 
 
-def test_the_processor_s_name_is_the_system_s() -> None:
+def test_the_name_of_the_processor_is_that_of_the_system() -> None:
     info = Path("/proc/cpuinfo")
     if not info.exists() or "model name" not in info.read_text():
         assert provenance.processor() == (platform.processor() or platform.machine())

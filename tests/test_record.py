@@ -101,7 +101,7 @@ def test_the_file_is_plain_json_of_named_columns(tmp_path: Path) -> None:
     assert set(table) == {f.name for f in dataclasses.fields(Record)}
 
 
-def test_a_record_s_id() -> None:
+def test_the_id_of_a_record() -> None:
     assert ONE.id == "digits/vgg16/sgd+sam/seed3"
 
 
@@ -299,7 +299,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 # --- several files
 
 
-def test_the_records_of_pytest_benchmark_s_json(tmp_path: Path) -> None:
+def test_the_records_of_the_json_of_pytest_benchmark(tmp_path: Path) -> None:
     path = tmp_path / "benchmark.json"
     two = synthetic.grid([0, 1], architectures=["vgg16"], means={"sgd": 90})
     benchmarks = [{"extra_info": {"record": record.to_json()}} for record in two]

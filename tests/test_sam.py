@@ -18,19 +18,8 @@ import torch
 from torch import nn
 
 from flatbench.optim import SAM, eager, frozen_batchnorm
-
-BASES = {
-    "sgd": (torch.optim.SGD, {"lr": 0.1}),
-    "momentum": (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}),
-    "nesterov": (
-        torch.optim.SGD,
-        {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4},
-    ),
-    "dampening": (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "dampening": 0.3}),
-    "adam": (torch.optim.Adam, {"lr": 0.01, "weight_decay": 5e-4}),
-    "adamw": (torch.optim.AdamW, {"lr": 0.01, "weight_decay": 1e-2}),
-}
-every_base = pytest.mark.parametrize("base", BASES)
+from tests import optimizers
+from tests.optimizers import BASES, assert_bitwise, every_base
 
 
 def network(seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -52,8 +41,8 @@ def batch(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tenso
 
 
 def sam(model: nn.Module, base: str = "momentum", **options) -> SAM:
-    kind, kwargs = BASES[base]
-    return SAM(model.named_parameters(), kind, **{**kwargs, **options})
+    options = {"implementation": "auto", **options}
+    return optimizers.optimizer(model.named_parameters(), base, **options)
 
 
 def backward(model: nn.Module) -> torch.Tensor:
@@ -74,10 +63,6 @@ def train(model: nn.Module, optimizer: SAM, steps: int) -> None:
 
 def snapshot(model: nn.Module) -> list[torch.Tensor]:
     return [p.detach().clone() for p in model.parameters()]
-
-
-def assert_bitwise(a, b) -> None:
-    torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
 
 
 # The mathematics: closed forms on L(w) = 1/2 w'Aw, and the papers' pseudo-code in numpy.
@@ -485,7 +470,7 @@ def test_a_sparse_second_gradient_is_an_error():
 
 
 @pytest.mark.parametrize("base", ["momentum", "adam"])
-def test_strides_that_mean_nothing_are_the_parameter_s_own(base):
+def test_strides_that_mean_nothing_are_those_of_the_parameter(base):
     """torch's fused steps on CUDA fail on others, as a 1 × 1 convolution's gradient may have."""
     kind, kwargs = BASES[base]
     w = nn.Parameter(torch.randn(4, 3, 1, 1).to(memory_format=torch.channels_last))

@@ -41,7 +41,7 @@ def message(**table: Any) -> str:
     return str(caught.value)
 
 
-def test_values_arrive_in_the_annotation_s_type() -> None:
+def test_values_arrive_in_the_type_of_the_annotation() -> None:
     point = read(
         n=3,
         flag=True,

@@ -361,7 +361,7 @@ def test_who_what_and_how_much(tiny_records: dict[str, Record]) -> None:
         assert record.provenance["resumed_after"] == []
 
 
-def test_hashes_in_the_record_are_the_protocol_s(
+def test_hashes_in_the_record_are_those_of_the_protocol(
     tmp_path: Path, tiny_records: dict[str, Record]
 ) -> None:
     run = case(tmp_path, "sgd+sam")
@@ -371,7 +371,7 @@ def test_hashes_in_the_record_are_the_protocol_s(
     assert said["key"] != tiny_records["sgd"].provenance["key"]
 
 
-def test_a_record_s_json_reads_back(tmp_path: Path, tiny_records: dict[str, Record]) -> None:
+def test_the_json_of_a_record_reads_back(tmp_path: Path, tiny_records: dict[str, Record]) -> None:
     for record in tiny_records.values():
         write_json(tmp_path / "record.json", record.to_json())
         assert from_json(json.loads((tmp_path / "record.json").read_text()), "file") == record
@@ -399,7 +399,7 @@ def test_accuracy_in_training_is_of_the_noisy_labels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("part", ["test", "validation"])
-def test_the_part_that_is_evaluated_is_the_protocol_s(tmp_path: Path, part: str) -> None:
+def test_the_part_that_is_evaluated_is_that_of_the_protocol(tmp_path: Path, part: str) -> None:
     run = case(tmp_path, "sgd", data=PLAIN | {"validation": 0.25, "evaluation": part})
     record = trainer.train(run, weights=tmp_path / "weights")
     model = models.build("resnet18", width=4, in_channels=1)
@@ -444,7 +444,7 @@ def same_but_for_the_name(row: Record, other: Record) -> None:
 @pytest.mark.parametrize(
     ("key", "value"), [("epochs", 3), ("label_smoothing", 0.2), ("warmup_epochs", 1)]
 )
-def test_a_row_s_own_setting_is_as_the_protocol_s(tmp_path: Path, key: str, value: Any) -> None:
+def test_a_setting_of_a_row_is_as_one_of_the_protocol(tmp_path: Path, key: str, value: Any) -> None:
     training = {"epochs": 2, "batch_size": 64, "label_smoothing": 0.1, "warmup_epochs": 2}
     own = trainer.train(
         case(tmp_path, optimizers=one_row(**SGD, **{key: value}), training=training)
@@ -463,7 +463,7 @@ def test_a_row_may_set_to_nothing_what_the_protocol_has(tmp_path: Path, key: str
     same_but_for_the_name(own, trainer.train(shared))
 
 
-def test_an_architecture_s_own_learning_rate_is_used(tmp_path: Path) -> None:
+def test_the_learning_rate_of_an_architecture_is_used(tmp_path: Path) -> None:
     rows = one_row(**SGD, architectures={"resnet18": {"lr": 0.01}})
     record = trainer.train(case(tmp_path, optimizers=rows))
     same_but_for_the_name(
@@ -486,7 +486,7 @@ def test_an_architecture_s_own_learning_rate_is_used(tmp_path: Path) -> None:
         ({**ADAM, "rho": 0.05}, SAM, {"rho": 0.05, "adaptive": False, "betas": (0.9, 0.999)}),
     ],
 )
-def test_a_row_s_optimizer(
+def test_the_optimizer_of_a_row(
     tmp_path: Path, row: dict[str, Any], kind: type, options: dict[str, Any]
 ) -> None:
     model = nn.Linear(2, 2)
@@ -556,7 +556,7 @@ def test_warm_up(tmp_path: Path) -> None:
     assert step.learning_rate(run, 0) == 0
 
 
-def test_warm_up_joins_the_schedule_s_own_value(tmp_path: Path) -> None:
+def test_warm_up_joins_the_value_of_the_schedule(tmp_path: Path) -> None:
     with_warm_up, without = scheduled(tmp_path, warmup_epochs=4), scheduled(tmp_path)
     for i, (one, two) in enumerate(zip(by_step(with_warm_up), by_step(without), strict=True)):
         assert one == pytest.approx(two * min(1, i / (4 * STEPS)), rel=1e-12)

@@ -237,7 +237,7 @@ def test_the_machine_is_looked_at_before_the_gigabytes_and_after_them() -> None:
     assert look["run"] == 'flatbench info --device "$DEVICE"'
 
 
-def test_the_driver_is_the_oldest_that_torch_s_cuda_takes() -> None:
+def test_the_driver_is_the_oldest_that_the_cuda_of_torch_takes() -> None:
     oldest = {"12": 525, "13": 580}  # NVIDIA's table, which the workflow names
     if torch.version.cuda is None:
         pytest.skip("this torch is built without CUDA")

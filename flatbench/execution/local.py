@@ -31,8 +31,8 @@ from flatbench.training import checkpoint
 
 
 @dataclass(frozen=True)
-class _Desk:
-    """What a worker works with."""
+class _Job:
+    """What a worker needs beside the cases."""
 
     device: str
     data_dir: Path | None
@@ -114,7 +114,7 @@ def start(
             args=(
                 waiting,
                 run,
-                _Desk(devices[slot % len(devices)], data_dir, store, compiled),
+                _Job(devices[slot % len(devices)], data_dir, store, compiled),
                 stop,
             ),
             daemon=True,
@@ -134,12 +134,12 @@ def start(
 def _feed(
     waiting: queue.SimpleQueue[Case],
     run: Run,
-    desk: _Desk,
+    job: _Job,
     stop: threading.Event,
 ) -> None:
     """Hand cases to one worker process until there are none, replacing the worker if it dies."""
     worker: tuple[BaseProcess, Connection] | None = None
-    store = desk.store
+    store = job.store
     while not stop.is_set():
         try:
             case = waiting.get_nowait()
@@ -148,7 +148,7 @@ def _feed(
         future = run.futures[case.id]
         try:
             if worker is None or not worker[0].is_alive():
-                worker = _spawn(desk)
+                worker = _spawn(job)
             record = _supervise(*worker, case, run.progress, stop)
             if record is None:  # stopped
                 break
@@ -169,10 +169,10 @@ def _feed(
         process.join()
 
 
-def _spawn(desk: _Desk) -> tuple[BaseProcess, Connection]:
+def _spawn(job: _Job) -> tuple[BaseProcess, Connection]:
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe()
-    process = spawn.Process(target=_work, args=(theirs, desk), daemon=True)
+    process = spawn.Process(target=_work, args=(theirs, job), daemon=True)
     process.start()
     theirs.close()
     return process, ours
@@ -231,17 +231,16 @@ def failed(case: Case, reason: str) -> Record:
     )
 
 
-def _work(connection: Connection, desk: _Desk) -> None:
+def _work(connection: Connection, job: _Job) -> None:
     """Be a worker: train the cases that come, until the other end closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     import torch
 
     from flatbench.training import trainer
-    from flatbench.training.devices import keep_freed_memory, make_deterministic
+    from flatbench.training.devices import set_up_worker
 
-    keep_freed_memory()
-    make_deterministic(torch.device(desk.device))
-    store = desk.store
+    set_up_worker(torch.device(job.device))
+    store = job.store
     while True:
         try:
             case = connection.recv()
@@ -250,9 +249,9 @@ def _work(connection: Connection, desk: _Desk) -> None:
         try:
             record = trainer.train(
                 case,
-                device_name=desk.device,
-                data_dir=desk.data_dir,
-                compiled=desk.compiled,
+                device_name=job.device,
+                data_dir=job.data_dir,
+                compiled=job.compiled,
                 on_epoch=lambda number, epoch: connection.send((number, epoch)),
                 checkpoints=store.checkpoint(case) if store else None,
                 resume=store is not None and store.resume,

@@ -45,7 +45,7 @@ class Progress:
         for case in self.cases:
             if case.id in self.reused:
                 continue
-            cost = 2 if case.row.is_sam else 1
+            cost = case.row.gradients_per_step
             total += cost * case.epochs
             epochs = case.epochs if case.id in self.finished else self.epochs_done.get(case.id, 0)
             done += cost * epochs

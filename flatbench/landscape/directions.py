@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from flatbench.sharpness import BatchNormMode, Loss, hessian_eigenvalues
+from flatbench.sharpness import LossSurface, hessian_eigenvalues
 from flatbench.sharpness.surface import at_least
 
 Kind = Literal["random", "hessian", "line"]
@@ -73,25 +73,27 @@ def _filter_normalised(parameter: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def hessian_directions(
-    model: nn.Module,
-    loss: Loss,
-    inputs: Tensor,
-    targets: Tensor,
+    surface: LossSurface,
     *,
     count: int = 2,
     tolerance: float = 1e-3,
     max_products: int = 500,
     seed: int = 0,
-    batch_size: int | None = None,
-    batchnorm: BatchNormMode = "eval",
 ) -> Directions:
     """Return the unit eigenvectors of the Hessian's largest eigenvalues λ (Yao et al. 2020).
 
     They are not filter-normalised: a step α is a distance, along which the loss bends as λα²/2.
     Each points to where its largest component is positive.
 
-    Args: those of `flatbench.sharpness.hessian_eigenvalues`, with ``count`` for k; see there for
-    the cost. An eigenvalue that did not converge is labelled with ≈.
+    An eigenvalue that did not converge is labelled with ≈. The cost is that of
+    `flatbench.sharpness.hessian_eigenvalues`.
+
+    Args:
+        surface: the loss, whose Hessian is taken at its ``center``.
+        count: how many, 1 to d.
+        tolerance: ends when each residual is at most ``tolerance``·|λ|.
+        max_products: Hessian products at most.
+        seed: of the starting vector.
 
     Raises:
         ValueError: an argument is out of range.
@@ -99,16 +101,11 @@ def hessian_directions(
     """
     at_least("seed", seed, 0)
     found = hessian_eigenvalues(
-        model,
-        loss,
-        inputs,
-        targets,
+        surface,
         k=at_least("count", count, 1),
         tolerance=tolerance,
         max_products=max_products,
         seed=seed,
-        batch_size=batch_size,
-        batchnorm=batchnorm,
     )
     vectors = found.vectors.cpu()
     if not bool(vectors.isfinite().all()):

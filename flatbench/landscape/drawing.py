@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from torch.nn import functional as F
 
 from flatbench.errors import UsageError
 from flatbench.landscape import plots
@@ -86,10 +85,7 @@ def draw(
         files.append(output / f"{name}-{suffix}.npz")
         with _progress(centre.case.id) as on_point:
             landscapes[_title(centre.case)] = loss_landscape(
-                centre.model,
-                F.cross_entropy,
-                centre.inputs,
-                centre.targets,
+                centre.surface,
                 _directions(centre, solutions[-1], view),
                 view.axis(),
                 view.axis() if view.dimensions == 2 else None,
@@ -129,17 +125,10 @@ def _title(case: Case) -> str:
 
 def _directions(centre: Solution, end: Solution, view: View) -> Directions:
     if view.kind == "line":
-        return line_direction(centre.model, end.model.state_dict())
+        return line_direction(centre.surface.model, end.surface.model.state_dict())
     if view.kind == "random":
-        return random_directions(centre.model, count=view.dimensions, seed=view.seed)
-    return hessian_directions(
-        centre.model,
-        F.cross_entropy,
-        centre.inputs,
-        centre.targets,
-        count=view.dimensions,
-        seed=view.seed,
-    )
+        return random_directions(centre.surface.model, count=view.dimensions, seed=view.seed)
+    return hessian_directions(centre.surface, count=view.dimensions, seed=view.seed)
 
 
 def _figures(

@@ -6,18 +6,18 @@ import io
 import time
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from flatbench.errors import UsageError
 from flatbench.files import write_atomically
 from flatbench.landscape.directions import Directions, Kind, digest
-from flatbench.sharpness import Loss, LossSurface, loss_surface
+from flatbench.sharpness import LossSurface
 
 FORMAT: Final = "flatbench landscape 1"
 
@@ -62,21 +62,17 @@ class Landscape:
 
 
 def loss_landscape(
-    model: nn.Module,
-    loss: Loss,
-    inputs: Tensor,
-    targets: Tensor,
+    surface: LossSurface,
     directions: Directions,
     alphas: ArrayLike,
     betas: ArrayLike | None = None,
     *,
     batchnorm: Statistics | None = None,
-    batch_size: int | None = None,
     path: Path | None = None,
     save_every: float = 30.0,
     on_point: Callable[[int, int], None] | None = None,
 ) -> Landscape:
-    """Evaluate the mean loss of these examples on a grid around the model's w (Li et al. 2018).
+    """Evaluate the loss on a grid around the surface's ``center`` (Li et al. 2018).
 
     Points are evaluated one after another. `torch.func.vmap` over points was measured to be slower
     for a ResNet18 on a CPU, where it turns convolutions into grouped ones.
@@ -93,15 +89,13 @@ def loss_landscape(
     Cost: 1/3 gradient evaluation a point, 2/3 with "recompute" where the model has a BatchNorm.
 
     Args:
-        model: the centre; see `flatbench.sharpness.loss_surface`. It is left as it was.
-        loss: maps (outputs, targets) to the mean loss.
-        inputs: (n, ...).
-        targets: (n, ...).
-        directions: for this model.
+        surface: the loss. Its ``batch_size`` is part of the result except with "eval". Its model
+            is left as it was, and must be as it was when the surface was made.
+        directions: for the surface's model.
         alphas: (A,) steps along the first direction, ascending.
         betas: (B,) steps along the second; None: one direction only.
-        batchnorm: as above; None: "recompute" on a line, else "eval".
-        batch_size: examples at a time; None: all. Part of the result except with "eval".
+        batchnorm: as above, in place of the surface's own; None: "recompute" on a line, else the
+            surface's own.
         path: a .npz file to keep the values in. Where it exists, only the points it lacks are
             evaluated; it is written every ``save_every`` seconds, at the end and on an exception.
         save_every: seconds.
@@ -112,7 +106,7 @@ def loss_landscape(
         UsageError: the file is not a landscape, or one of another grid, model, examples, seed, kind
             or BatchNorm rule; or it cannot be written.
     """
-    rule = batchnorm or ("recompute" if directions.kind == "line" else "eval")
+    rule = batchnorm or ("recompute" if directions.kind == "line" else surface.batchnorm)
     if rule not in get_args(Statistics):
         allowed = ", ".join(map(repr, get_args(Statistics)))
         raise ValueError(f"batchnorm: {batchnorm!r}; allowed: {allowed}")
@@ -125,7 +119,6 @@ def loss_landscape(
         raise ValueError(
             f"directions: {len(directions.vectors)}; allowed: at least {len(shape)} for this grid"
         )
-    size = len(inputs) if batch_size is None else batch_size
     landscape = Landscape(
         losses=np.full(shape, np.nan),
         done=np.zeros(shape, dtype=bool),
@@ -134,40 +127,37 @@ def loss_landscape(
         labels=directions.labels[: len(shape)],
         kind=directions.kind,
         seed=directions.seed,
-        batchnorm=rule if rule == "eval" else f"{rule}, batches of {size}",
-        weights=digest(sorted(model.state_dict().items())),
-        examples=digest([("inputs", inputs), ("targets", targets)]),
+        batchnorm=rule if rule == "eval" else f"{rule}, batches of {surface.batch_size}",
+        weights=digest(sorted(surface.model.state_dict().items())),
+        examples=digest([("inputs", surface.inputs), ("targets", surface.targets)]),
         source=directions.source,
     )
     if path is not None and path.exists():
         landscape = _resumed(path, landscape)
 
-    mode: Literal["eval", "train"] = "train" if rule == "train" else "eval"
-    with loss_surface(
-        model, loss, inputs, targets, batch_size=batch_size, batchnorm=mode
-    ) as surface:
-        if directions.vectors.shape[1] != surface.dimension:
-            raise ValueError(
-                f"directions: of {directions.vectors.shape[1]} parameters; "
-                f"allowed: the model's {surface.dimension}"
-            )
-        vectors = directions.vectors[: len(shape)].to(surface.center)
-        saved, written = int(landscape.done.sum()), time.monotonic()
-        try:
-            for index in zip(*np.nonzero(~landscape.done), strict=True):
-                steps = [axis[i] for axis, i in zip((first, second), index, strict=False)]
-                w = surface.center + surface.center.new_tensor(steps) @ vectors
-                buffers = _buffers(surface, directions, rule, w, steps[0])
-                landscape.losses[index] = surface.value(w, buffers)
-                landscape.done[index] = True
-                if path is not None and time.monotonic() - written >= save_every:
-                    save(landscape, path)
-                    saved, written = int(landscape.done.sum()), time.monotonic()
-                if on_point is not None:
-                    on_point(int(landscape.done.sum()), landscape.done.size)
-        finally:
-            if path is not None and int(landscape.done.sum()) > saved:
+    surface = replace(surface, batchnorm="train" if rule == "train" else "eval")
+    if directions.vectors.shape[1] != surface.dimension:
+        raise ValueError(
+            f"directions: of {directions.vectors.shape[1]} parameters; "
+            f"allowed: the model's {surface.dimension}"
+        )
+    vectors = directions.vectors[: len(shape)].to(surface.center)
+    saved, written = int(landscape.done.sum()), time.monotonic()
+    try:
+        for index in zip(*np.nonzero(~landscape.done), strict=True):
+            steps = [axis[i] for axis, i in zip((first, second), index, strict=False)]
+            w = surface.center + surface.center.new_tensor(steps) @ vectors
+            buffers = _buffers(surface, directions, rule, w, steps[0])
+            landscape.losses[index] = surface.value(w, buffers)
+            landscape.done[index] = True
+            if path is not None and time.monotonic() - written >= save_every:
                 save(landscape, path)
+                saved, written = int(landscape.done.sum()), time.monotonic()
+            if on_point is not None:
+                on_point(int(landscape.done.sum()), landscape.done.size)
+    finally:
+        if path is not None and int(landscape.done.sum()) > saved:
+            save(landscape, path)
     return landscape
 
 

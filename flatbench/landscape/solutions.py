@@ -9,24 +9,29 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch.nn import functional as F
 
 from flatbench import data
 from flatbench.errors import UsageError
 from flatbench.protocols.cases import Case
 from flatbench.records.reading import read_one
 from flatbench.records.store import Store
+from flatbench.sharpness import LossSurface, loss_surface
 from flatbench.training import measuring, setup
 
 
 @dataclass(frozen=True)
 class Solution:
-    """A network at the end of its training, and the training examples to look at it on."""
+    """The plain cross-entropy around a network at the end of its training.
+
+    Attributes:
+        case: what was trained.
+        surface: on the training examples that the case's measures are of: inputs [n, C, H, W],
+            normalised, not augmented; targets [n] as trained on, with the case's noise.
+    """
 
     case: Case
-    model: nn.Module
-    inputs: Tensor  # [n, C, H, W], normalised, not augmented
-    targets: Tensor  # [n], as trained on: with the case's noise
+    surface: LossSurface
 
 
 def solution(case: Case, store: Store, where: torch.device, data_dir: Path | None) -> Solution:
@@ -62,9 +67,6 @@ def solution(case: Case, store: Store, where: torch.device, data_dir: Path | Non
         line = " ".join(str(error).split())
         raise UsageError(f"{weights}: are not the weights of {case.id}: {line}") from None
     picked = measuring.examples(dataset, case.protocol.sharpness)
-    return Solution(
-        case,
-        model.eval(),
-        dataset.normalise(dataset.train.images[picked]),
-        setup.training_labels(case, dataset)[picked],
-    )
+    images = dataset.normalise(dataset.train.images[picked])
+    labels = setup.training_labels(case, dataset)[picked]
+    return Solution(case, loss_surface(model.eval(), F.cross_entropy, images, labels))

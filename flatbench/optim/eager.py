@@ -12,6 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .groups import Group, is_adaptive
+from .layout import saved_copy
+
 
 class Segment(NamedTuple):
     """Tensors which are perturbed alike: lists in step, tensors of equal shape.
@@ -30,6 +33,35 @@ class Segment(NamedTuple):
 # Temporaries of at most this many elements (or one tensor) at a time on a CPU: whole-model
 # temporaries cost more in page faults than the arithmetic does.
 CPU_PIECE = 1 << 17
+
+
+def segments(groups: Sequence[Group], saved: dict[Tensor, Tensor]) -> list[Segment]:
+    """Return the parameters with a gradient, in runs of those that are perturbed alike.
+
+    ``saved`` holds the memory in which each parameter's w is kept; what is missing is made.
+
+    Raises:
+        RuntimeError: a gradient is sparse.
+    """
+    found = []
+    for group in groups:
+        alike: dict[bool, list[Tensor]] = {}
+        for i, p in enumerate(group["params"]):
+            if p.grad is None:
+                continue
+            if p.grad.is_sparse:
+                raise RuntimeError("SAM does not take sparse gradients")
+            alike.setdefault(is_adaptive(group, i), []).append(p)
+        for adaptive, weights in alike.items():
+            grads = [p.grad for p in weights if p.grad is not None]
+            copies = [saved_copy(saved, p) for p in weights]
+            found.append(Segment(weights, grads, copies, group["rho"], adaptive, group["eta"]))
+    return found
+
+
+def norm_dtype(p: Tensor) -> torch.dtype:
+    """Return the type in which norms are taken: p's own, but float32 for half precision."""
+    return torch.promote_types(torch.float32, p.dtype)
 
 
 def gradient_norm(segments: Sequence[Segment], out: Tensor) -> None:

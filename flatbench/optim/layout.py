@@ -52,3 +52,15 @@ def flattened(tensors: Sequence[Tensor]) -> Iterator[None]:
 def _extent(t: Tensor) -> list[tuple[int, int]]:
     """(stride, size) of each dimension that has more than one element."""
     return [(stride, size) for stride, size in zip(t.stride(), t.shape, strict=True) if size > 1]
+
+
+def saved_copy(copies: dict[Tensor, Tensor], p: Tensor) -> Tensor:
+    """Return the memory in which p is saved, made if there is none of p's form."""
+    copy = copies.get(p)
+    if copy is None or _form(copy) != _form(p):
+        copy = copies[p] = torch.empty_like(p, requires_grad=False)
+    return copy
+
+
+def _form(t: Tensor) -> tuple[object, ...]:
+    return t.device, t.dtype, t.shape, t.stride()

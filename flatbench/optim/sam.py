@@ -1,7 +1,6 @@
 """Sharpness-aware minimization (SAM) and its adaptive form (ASAM) around a torch optimizer."""
 
 import functools
-import inspect
 import warnings
 import weakref
 from collections.abc import Callable
@@ -14,15 +13,14 @@ from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 
 from . import eager
 from .availability import why_not_fused
+from .base import copied_in_vain, prefer_fused, prepare_fused_base
 from .groups import (
-    Group,
     check_base_options,
     check_options,
     check_parameters,
-    is_adaptive,
     parameters,
 )
-from .layout import flattened, is_dense, strided_like
+from .layout import flattened, saved_copy, strided_like
 
 if TYPE_CHECKING:
     from .fused import FusedStep
@@ -126,7 +124,7 @@ class SAM(Optimizer):
                 f"implementation must be 'auto', 'eager' or 'fused', got {implementation!r}"
             )
         super().__init__(params, {"rho": rho, "adaptive": adaptive, "eta": eta})
-        base_kwargs = _prefer_fused(base_optimizer, self.param_groups, base_kwargs)
+        base_kwargs = prefer_fused(base_optimizer, self.param_groups, base_kwargs)
         self.base_optimizer = base_optimizer(self.param_groups, **base_kwargs)
         self.defaults.update(self.base_optimizer.defaults)
 
@@ -305,30 +303,11 @@ class SAM(Optimizer):
             except Refused:  # parameters were cast, or have another layout: choose anew
                 self._forget_fused_step()
                 return self._ascend()
-        segments = self._segments()
+        segments = eager.segments(self.param_groups, self._saved)
         eager.gradient_norm(segments, out=self.gradient_norm)
         self.found_inf.copy_(~self.gradient_norm.isfinite())
         eager.perturb(segments, self.gradient_norm)
         return [p for segment in segments for p in segment.weights]
-
-    def _segments(self) -> list[eager.Segment]:
-        """Parameters with a gradient, in runs of those that are perturbed alike."""
-        segments = []
-        for group in self.param_groups:
-            alike: dict[bool, list[Tensor]] = {}
-            for i, p in enumerate(group["params"]):
-                if p.grad is None:
-                    continue
-                if p.grad.is_sparse:
-                    raise RuntimeError("SAM does not take sparse gradients")
-                alike.setdefault(is_adaptive(group, i), []).append(p)
-            for adaptive, weights in alike.items():
-                grads = [p.grad for p in weights if p.grad is not None]
-                saved = [_saved_copy(self._saved, p) for p in weights]
-                segments.append(
-                    eager.Segment(weights, grads, saved, group["rho"], adaptive, group["eta"])
-                )
-        return segments
 
     def _base_step(self) -> None:
         base = self.base_optimizer
@@ -338,14 +317,14 @@ class SAM(Optimizer):
         if grads:
             finite = eager.are_finite(grads, self.gradient_norm.dtype)
             torch.maximum(self.found_inf, ~finite, out=self.found_inf)
-        _prepare_fused_base(base)
+        prepare_fused_base(base)
         if self.found_inf.is_cuda and getattr(base, "_step_supports_amp_scaling", False):
             # torch's own way to skip a step without asking the host. Without it the host asks.
             base.found_inf = self.found_inf  # type: ignore[attr-defined]
             base.step()
             del base.found_inf  # type: ignore[attr-defined]
         elif not self.found_inf:
-            with torch.no_grad(), flattened(_copied_in_vain(base)):
+            with torch.no_grad(), flattened(copied_in_vain(base)):
                 base.step()
         with torch.no_grad():
             self.skipped_steps.add_(self.found_inf.to(torch.int64))
@@ -374,8 +353,8 @@ class SAM(Optimizer):
             reason = fused.refusal(type(self.base_optimizer), self.param_groups)
             if reason is None:
                 outcome = fused.Outcome(self.gradient_norm, self.found_inf, self.skipped_steps)
-                saved_copy = functools.partial(_saved_copy, self._saved)
-                return fused.FusedStep(self.base_optimizer, saved_copy, outcome)
+                keep = functools.partial(saved_copy, self._saved)
+                return fused.FusedStep(self.base_optimizer, keep, outcome)
         elif not wanted:
             _warn_of_eager(str(device), reason)
         if wanted:
@@ -389,14 +368,14 @@ class SAM(Optimizer):
     def _follow_device(self) -> None:
         """Models may be moved, or cast, after the optimizer was made; so torch's do."""
         first, norm = self.param_groups[0]["params"][0], self.gradient_norm
-        if (first.device, _norm_dtype(first)) != (norm.device, norm.dtype):
+        if (first.device, eager.norm_dtype(first)) != (norm.device, norm.dtype):
             check_parameters(self.param_groups)
             self._allocate_outcome()
             self._forget_fused_step()
 
     def _allocate_outcome(self) -> None:
         first = self.param_groups[0]["params"][0]
-        self.gradient_norm = torch.zeros((), dtype=_norm_dtype(first), device=first.device)
+        self.gradient_norm = torch.zeros((), dtype=eager.norm_dtype(first), device=first.device)
         self.found_inf = torch.zeros((), dtype=torch.float32, device=first.device)
         skipped = getattr(self, "skipped_steps", torch.zeros((), dtype=torch.int64))
         self.skipped_steps = skipped.to(first.device)
@@ -409,79 +388,6 @@ class SAM(Optimizer):
             )
 
 
-def _saved_copy(copies: dict[Tensor, Tensor], p: Tensor) -> Tensor:
-    """Return the memory in which p is saved, made if there is none of p's form."""
-    copy = copies.get(p)
-    if copy is None or _form(copy) != _form(p):
-        copy = copies[p] = torch.empty_like(p, requires_grad=False)
-    return copy
-
-
-def _form(t: Tensor) -> tuple[object, ...]:
-    return t.device, t.dtype, t.shape, t.stride()
-
-
 @functools.cache  # once a process and reason
 def _warn_of_eager(device: str, reason: str) -> None:
     warnings.warn(f"SAM takes its eager step on {device}: {reason}", RuntimeWarning, stacklevel=2)
-
-
-def _prepare_fused_base(base: Optimizer) -> None:
-    """Spare torch's fused steps what they get wrong."""
-    for group in base.param_groups:
-        if not group.get("fused"):
-            continue
-        for p in group["params"]:
-            if p.grad is None:
-                continue
-            # They walk a gradient as if it were laid out as its parameter is.
-            if p.grad.stride() != p.stride():
-                p.grad = strided_like(p, p.grad, p.grad.dtype)
-            # Fused SGD cannot mix parameters with and without a momentum buffer, leaves new
-            # buffers uninitialised when found_inf is set, and bakes "this is the first step" into
-            # a CUDA graph. From a buffer of zeros its first step needs no special case.
-            if group.get("momentum") and base.state[p].get("momentum_buffer") is None:
-                base.state[p]["momentum_buffer"] = torch.zeros_like(p, requires_grad=False)
-
-
-def _copied_in_vain(base: Optimizer) -> list[Tensor]:
-    """Tensors whose shape makes torch's fused step on a CPU slower than flat memory would.
-
-    It copies each gradient that is not contiguous, channels_last for one, and drops the copy.
-    """
-    found: list[Tensor] = []
-    for group in base.param_groups:
-        if not group.get("fused"):
-            continue
-        for p in group["params"]:
-            if p.grad is None or p.is_cuda or p.is_contiguous() or not is_dense(p):
-                continue
-            state = [t for t in base.state[p].values() if isinstance(t, Tensor)]
-            if state or isinstance(
-                base, torch.optim.SGD
-            ):  # else the step makes state, in p's shape
-                found += [p, p.grad, *(t for t in state if t.shape == p.shape)]
-    return found
-
-
-def _norm_dtype(p: Tensor) -> torch.dtype:
-    return torch.promote_types(torch.float32, p.dtype)
-
-
-def _prefer_fused(
-    base: type[Optimizer], groups: list[Group], kwargs: dict[str, Any]
-) -> dict[str, Any]:
-    """Add fused=True where the base, the device and the options allow it and nobody chose."""
-    options = {"fused", "foreach", "differentiable"}
-    if "fused" not in inspect.signature(base).parameters or options & kwargs.keys():
-        return kwargs
-    # On a CPU, fused SGD forgets to write back half-precision parameters (torch issue 191763).
-    whole = (torch.float32, torch.float64)
-    if not all(
-        p.is_cuda or (p.device.type == "cpu" and p.dtype in whole) for p in parameters(groups)
-    ):
-        return kwargs
-    # Dampening leaves out the first step, which a buffer of zeros cannot imitate.
-    if kwargs.get("dampening") or any(group.get("dampening") for group in groups):
-        return kwargs
-    return {**kwargs, "fused": True}

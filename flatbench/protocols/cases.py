@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from flatbench.errors import UsageError
-from flatbench.protocols.protocol import Optimizer, Protocol, load
+from flatbench.protocols.protocol import Protocol, Row, load
 
 _T = TypeVar("_T")
 
@@ -28,7 +28,7 @@ class Case:
         return f"{self.protocol.name}/{self.architecture}/{self.optimizer}/seed{self.seed}"
 
     @property
-    def row(self) -> Optimizer:
+    def row(self) -> Row:
         """The optimizer's settings on this architecture."""
         return self.protocol.optimizer(self.optimizer, self.architecture)
 

@@ -129,7 +129,7 @@ class Sharpness:
 
 
 @dataclass(frozen=True)
-class Optimizer:
+class Row:
     """One row of the table. With ``rho`` it is SAM (or ASAM) over the base, else the base alone.
 
     ``epochs``, ``label_smoothing`` and ``warmup_epochs`` override the protocol's, for rows such
@@ -154,6 +154,11 @@ class Optimizer:
     def is_sam(self) -> bool:
         """Whether the row perturbs."""
         return self.rho is not None
+
+    @property
+    def gradients_per_step(self) -> int:
+        """How many gradients a step evaluates: what equal compute counts."""
+        return 2 if self.is_sam else 1
 
 
 _MEAN_AND_STD = Check(
@@ -180,15 +185,15 @@ class Protocol:
     data: Data
     training: Training
     model: Model
-    optimizers: Mapping[str, Optimizer]
-    overrides: Mapping[tuple[str, str], Optimizer]  # (optimizer, architecture) -> row as it runs
+    optimizers: Mapping[str, Row]
+    overrides: Mapping[tuple[str, str], Row]  # (optimizer, architecture) -> row as it runs
     sharpness: Sharpness = field(default_factory=Sharpness)
     seeds: Annotated[tuple[int, ...], _SEEDS] = (0, 1, 2)
     description: str = ""
     against: str | None = None  # a protocol whose runs the report compares these with, by cell
     reference: Reference | None = None
 
-    def optimizer(self, name: str, architecture: str) -> Optimizer:
+    def optimizer(self, name: str, architecture: str) -> Row:
         """Return the row as it runs on one architecture."""
         return self.overrides.get((name, architecture), self.optimizers[name])
 
@@ -284,8 +289,8 @@ class _Reader(Reader):
         if parts.get("against") == Path(self.source).stem:
             raise self.error("against", parts["against"], "the name of another protocol")
 
-        rows: dict[str, Optimizer] = {}
-        overrides: dict[tuple[str, str], Optimizer] = {}
+        rows: dict[str, Row] = {}
+        overrides: dict[tuple[str, str], Row] = {}
         for name, row in self.table(given["optimizers"], "optimizers").items():
             key = f"optimizers.{quoted(name)}"
             if not _NAME.fullmatch(name):
@@ -317,8 +322,8 @@ class _Reader(Reader):
             raise self.error("data.evaluation", "validation", allowed)
         return protocol
 
-    def _optimizer(self, name: str, row: dict[str, Any], key: str) -> Optimizer:
-        optimizer = self.read(Optimizer, row, f"{key}.", name=name)
+    def _optimizer(self, name: str, row: dict[str, Any], key: str) -> Row:
+        optimizer = self.read(Row, row, f"{key}.", name=name)
         if optimizer.base != "sgd":
             for k in ("momentum", "nesterov"):
                 if k in row:

@@ -14,43 +14,48 @@ import torch
 
 import flatbench
 
+PACKAGE = Path(flatbench.__file__).parent
+# What turns a case into its numbers. An edit elsewhere, of the report say, leaves every record and
+# every checkpoint valid.
+HASHED = ("data", "models", "optim", "protocols", "sharpness", "training")
+
 
 @functools.cache
 def code_version() -> dict[str, Any]:
     """Return the commit and whether the tree differs from it; None outside a git checkout."""
-    folder = Path(__file__).parent
 
     def git(*arguments: str) -> str | None:
         try:
             done = subprocess.run(
-                ["git", *arguments], cwd=folder, capture_output=True, text=True, check=False
+                ["git", *arguments], cwd=PACKAGE, capture_output=True, text=True, check=False
             )
         except FileNotFoundError:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
     # an installed copy may lie in somebody else's checkout: only a tracked file counts
-    if git("ls-files", "--error-unmatch", Path(__file__).name) is None:
+    if git("ls-files", "--error-unmatch", "__init__.py") is None:
         return {"commit": None, "dirty": None}
     return {
         "commit": git("rev-parse", "HEAD"),
-        "dirty": bool(git("status", "--porcelain", "--untracked-files=no", "--", str(folder))),
+        "dirty": bool(git("status", "--porcelain", "--untracked-files=no", "--", str(PACKAGE))),
     }
 
 
 @functools.cache
 def source_hash() -> str:
-    """Return 12 hex digits of the SHA-256 of flatbench's own Python sources."""
+    """Return 12 hex digits of the SHA-256 of the Python sources in the rooms of `HASHED`."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(path.read_bytes())
+    for room in HASHED:
+        for path in sorted((PACKAGE / room).rglob("*.py")):
+            digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
 
 def key(cell_hash: str, seed: int, device: torch.device, compiled: bool = False) -> str:
     """Return what two runs must share for one to stand for the other, bit for bit.
 
-    The protocol's content for the case, the seed, flatbench's sources, torch, the device, and
+    The protocol's content for the case, the seed, the sources that train, torch, the device, and
     whether the model was compiled.
     """
     parts = [cell_hash, str(seed), source_hash(), torch.__version__, _device_name(device)]

@@ -1,8 +1,14 @@
-"""Measures of sharpness, each one function of a model, a loss and a fixed set of examples.
+"""Measures of sharpness, each one function of a loss surface.
+
+`loss_surface` makes the surface of a model, a loss and a fixed set of examples; one surface serves
+any number of measures::
+
+    surface = loss_surface(model, torch.nn.functional.cross_entropy, inputs, targets)
+    hessian_trace(surface).value
+    ascent_sharpness(surface, rho=0.05).value
 
 | measure | what | gradient evaluations |
 |---|---|---|
-| `sam_sharpness` | ρ‖∇L(w)‖: first order | 1 |
 | `ascent_sharpness` | max L(w+ε) − L(w) in a ball, by n ascent steps | n + 1/3 |
 | `average_sharpness` | E[L(w+ε)] − L(w), Gaussian ε | (1 + 2·samples)/3 |
 | `hessian_max_eigenvalue` | λ₁ of ∇²L(w) | 3 a Lanczos step, some 10 to 40 |
@@ -10,10 +16,14 @@
 | `hessian_trace` | Σλ, Hutch++ | 3 + 2·products |
 | `spectral_density` | all of the spectrum, blurred | 3·probes·steps |
 
-One gradient evaluation is one forward and one backward pass over all the given examples; a forward
-pass alone counts 1/3 and a Hessian-vector product 3. Parameters that do not require a gradient are
-constants. No function changes the model, nor torch's global random state. Results depend on the
-arguments and the seed alone on the CPU; on a GPU as far as the model's own backward pass does.
+One gradient evaluation is one forward and one backward pass over all the surface's examples; a
+forward pass alone counts 1/3 and a Hessian-vector product 3. Parameters that do not require a
+gradient are constants. No function changes the model, nor torch's global random state. Results
+depend on the arguments and the seed alone on the CPU; on a GPU as far as the model's own backward
+pass does.
+
+The package imports torch and numpy alone, and itself by relative imports: the folder can be copied
+into another project.
 
 Sources: Keskar et al. 2017 (arXiv:1609.04836); Ghorbani et al. 2019 (1901.10159); Jiang et al. 2020
 (1912.02178); Yao et al. 2020 (1912.07145); Foret et al. 2021 (2010.01412); Kwon et al. 2021
@@ -21,10 +31,9 @@ Sources: Keskar et al. 2017 (arXiv:1609.04836); Ghorbani et al. 2019 (1901.10159
 Andriushchenko et al. 2023 (2302.07011).
 """
 
-from flatbench.sharpness.ascent import ascent_sharpness
-from flatbench.sharpness.average import average_sharpness, gaussian_sigma
-from flatbench.sharpness.gradient import sam_sharpness
-from flatbench.sharpness.hessian import (
+from .ascent import ascent_sharpness
+from .average import average_sharpness
+from .hessian import (
     HessianEigenvalues,
     SpectralDensity,
     hessian_eigenvalues,
@@ -32,7 +41,7 @@ from flatbench.sharpness.hessian import (
     hessian_trace,
     spectral_density,
 )
-from flatbench.sharpness.surface import (
+from .surface import (
     BatchNormMode,
     Loss,
     LossSurface,
@@ -49,11 +58,9 @@ __all__ = [
     "SpectralDensity",
     "ascent_sharpness",
     "average_sharpness",
-    "gaussian_sigma",
     "hessian_eigenvalues",
     "hessian_max_eigenvalue",
     "hessian_trace",
     "loss_surface",
-    "sam_sharpness",
     "spectral_density",
 ]

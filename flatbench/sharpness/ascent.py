@@ -5,26 +5,20 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from flatbench.sharpness.surface import (
-    BatchNormMode,
-    Loss,
+from .surface import (
     LossSurface,
     Measure,
     at_least,
     element_scale,
-    loss_surface,
     non_negative,
     standard_error,
 )
 
 
 def ascent_sharpness(
-    model: nn.Module,
-    loss: Loss,
-    inputs: Tensor,
-    targets: Tensor,
+    surface: LossSurface,
     *,
     rho: float,
     steps: int = 1,
@@ -32,8 +26,6 @@ def ascent_sharpness(
     m: int | None = None,
     adaptive: bool = False,
     eta: float = 0.0,
-    batch_size: int | None = None,
-    batchnorm: BatchNormMode = "eval",
 ) -> Measure:
     """Return max L(w + ε) − L(w) over ‖ε‖ ≤ ρ as found by gradient ascent, in units of the loss.
 
@@ -54,20 +46,16 @@ def ascent_sharpness(
     Cost: ``steps`` + 1/3 gradient evaluations, for any ``m``.
 
     Args:
-        model: see `flatbench.sharpness.loss_surface`.
-        loss: maps (outputs, targets) to the mean loss.
-        inputs: (n, ...).
-        targets: (n, ...).
+        surface: the loss, at whose ``center`` w it is measured.
         rho: the radius.
         steps: ascent steps, at least 1.
         step_size: of the steps after the first, in the units of ``rho``; None: ``rho``.
         m: m-sharpness (Foret et al. 2021, section 4.1; Andriushchenko & Flammarion 2022): the
             mean over groups of m consecutive examples of the group's own maximum; a last, smaller
-            group weighs less. None: one group of all examples.
+            group weighs less. None: one group of all examples. The surface's ``batch_size`` divides
+            each group anew.
         adaptive: the set is ‖T⁻¹ε‖ ≤ ρ with T = |w| + eta.
         eta: added to |w| when adaptive.
-        batch_size: examples at a time within a group.
-        batchnorm: "eval", or "train" for each batch's own statistics.
 
     Returns:
         The measure; its standard error is over the groups of m, None without ``m``.
@@ -79,15 +67,13 @@ def ascent_sharpness(
     at_least("steps", steps, 1)
     move = rho if step_size is None else non_negative("step_size", step_size)
     size = None if m is None else at_least("m", m, 1)
-    arguments = (model, loss, inputs, targets)
-    with loss_surface(*arguments, batch_size=batch_size, batchnorm=batchnorm) as surface:
-        scale = element_scale(surface.center, adaptive, eta)
-        rises, shares, cost = [], [], 0.0
-        for group in surface.groups(size):
-            share = group.examples / surface.examples
-            rises.append(_ascend(group, rho, steps, move, scale))
-            shares.append(share)
-            cost += share * group.gradient_evaluations
+    scale = element_scale(surface.center, adaptive, eta)
+    rises, shares, cost = [], [], 0.0
+    for group in surface.groups(size):
+        share = group.examples / surface.examples
+        rises.append(_ascend(group, rho, steps, move, scale))
+        shares.append(share)
+        cost += share * group.gradient_evaluations
     values = torch.tensor(rises, dtype=torch.float64)
     mean = values @ torch.tensor(shares, dtype=torch.float64)
     return Measure(float(mean), standard_error(values), cost)

@@ -8,17 +8,14 @@ from typing import get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from flatbench.sharpness import krylov
-from flatbench.sharpness.krylov import Which
-from flatbench.sharpness.surface import (
-    BatchNormMode,
-    Loss,
+from . import krylov
+from .krylov import Which
+from .surface import (
     LossSurface,
     Measure,
     at_least,
-    loss_surface,
     non_negative,
     random_signs,
     standard_error,
@@ -47,10 +44,7 @@ class HessianEigenvalues:
 
 
 def hessian_eigenvalues(
-    model: nn.Module,
-    loss: Loss,
-    inputs: Tensor,
-    targets: Tensor,
+    surface: LossSurface,
     *,
     k: int = 1,
     which: Which = "LA",
@@ -58,8 +52,6 @@ def hessian_eigenvalues(
     max_products: int = 500,
     basis_size: int | None = None,
     seed: int = 0,
-    batch_size: int | None = None,
-    batchnorm: BatchNormMode = "eval",
 ) -> HessianEigenvalues:
     """Return k extreme eigenvalues of the Hessian of L at w, and their eigenvectors.
 
@@ -71,10 +63,7 @@ def hessian_eigenvalues(
     8·d·``basis_size`` bytes beside the model's.
 
     Args:
-        model: see `flatbench.sharpness.loss_surface`.
-        loss: maps (outputs, targets) to the mean loss.
-        inputs: (n, ...).
-        targets: (n, ...).
+        surface: the loss, at whose ``center`` w it is measured.
         k: how many, 1 to d.
         which: "LA" the largest, "SA" the smallest (most negative curvature), "LM" the largest in
             magnitude.
@@ -82,8 +71,6 @@ def hessian_eigenvalues(
         max_products: Hessian products at most (k at least); ``converged`` is then False.
         basis_size: vectors kept, at least k + 2; None: max(4k, 24).
         seed: of the starting vector.
-        batch_size: examples at a time.
-        batchnorm: "eval", or "train" for each batch's own statistics.
 
     Returns:
         The eigenvalues; all nan where a product is not finite.
@@ -97,23 +84,22 @@ def hessian_eigenvalues(
     size = max(4 * k, 24) if basis_size is None else at_least("basis_size", basis_size, k + 2)
     if which not in get_args(Which):
         raise ValueError(f"which: {which!r}; allowed: {', '.join(map(repr, get_args(Which)))}")
-    arguments = (model, loss, inputs, targets)
-    with loss_surface(*arguments, batch_size=batch_size, batchnorm=batchnorm) as surface:
-        if k > surface.dimension:
-            raise ValueError(f"k: {k}; allowed: at most the {surface.dimension} parameters")
-        pairs = krylov.eigenpairs(
-            _product(surface),
-            surface.dimension,
-            k,
-            which=which,
-            tolerance=tolerance,
-            max_products=max_products,
-            basis_size=size,
-            precision=32 * surface.precision,
-            generator=torch.Generator().manual_seed(seed),
-            device=surface.center.device,
-        )
-        cost = surface.gradient_evaluations
+    surface = surface.fresh()
+    if k > surface.dimension:
+        raise ValueError(f"k: {k}; allowed: at most the {surface.dimension} parameters")
+    pairs = krylov.eigenpairs(
+        _product(surface),
+        surface.dimension,
+        k,
+        which=which,
+        tolerance=tolerance,
+        max_products=max_products,
+        basis_size=size,
+        precision=32 * surface.precision,
+        generator=torch.Generator().manual_seed(seed),
+        device=surface.center.device,
+    )
+    cost = surface.gradient_evaluations
     return HessianEigenvalues(
         tuple(pairs.values.tolist()),
         tuple(pairs.residuals.tolist()),
@@ -124,46 +110,32 @@ def hessian_eigenvalues(
 
 
 def hessian_max_eigenvalue(
-    model: nn.Module,
-    loss: Loss,
-    inputs: Tensor,
-    targets: Tensor,
+    surface: LossSurface,
     *,
     tolerance: float = 1e-4,
     max_products: int = 500,
     seed: int = 0,
-    batch_size: int | None = None,
-    batchnorm: BatchNormMode = "eval",
 ) -> Measure:
     """Return the Hessian's largest eigenvalue: `hessian_eigenvalues` with k = 1, as a measure.
+
+    Args:
+        surface: the loss, at whose ``center`` w it is measured.
+        tolerance: ends when the residual is at most ``tolerance``·|λ|.
+        max_products: Hessian products at most.
+        seed: of the starting vector.
 
     Raises:
         ValueError: an argument is out of range.
     """
-    found = hessian_eigenvalues(
-        model,
-        loss,
-        inputs,
-        targets,
-        tolerance=tolerance,
-        max_products=max_products,
-        seed=seed,
-        batch_size=batch_size,
-        batchnorm=batchnorm,
-    )
+    found = hessian_eigenvalues(surface, tolerance=tolerance, max_products=max_products, seed=seed)
     return Measure(found.values[0], None, found.gradient_evaluations, found.converged)
 
 
 def hessian_trace(
-    model: nn.Module,
-    loss: Loss,
-    inputs: Tensor,
-    targets: Tensor,
+    surface: LossSurface,
     *,
     products: int = 30,
     seed: int = 0,
-    batch_size: int | None = None,
-    batchnorm: BatchNormMode = "eval",
 ) -> Measure:
     """Return the trace of the Hessian of L at w by Hutch++ (Meyer et al. 2021, algorithm 1).
 
@@ -175,14 +147,9 @@ def hessian_trace(
     Cost: 3 + 2·products gradient evaluations. Memory: about 11·d·products bytes.
 
     Args:
-        model: see `flatbench.sharpness.loss_surface`.
-        loss: maps (outputs, targets) to the mean loss.
-        inputs: (n, ...).
-        targets: (n, ...).
+        surface: the loss, at whose ``center`` w it is measured.
         products: Hessian products, at least 6, a multiple of 3.
         seed: of the random signs, drawn on the CPU.
-        batch_size: examples at a time.
-        batchnorm: "eval", or "train" for each batch's own statistics.
 
     Returns:
         The measure; nan where a product is not finite.
@@ -194,17 +161,16 @@ def hessian_trace(
         raise ValueError(f"products: {products}; allowed: a multiple of 3")
     generator = torch.Generator().manual_seed(seed)
     third = products // 3
-    arguments = (model, loss, inputs, targets)
-    with loss_surface(*arguments, batch_size=batch_size, batchnorm=batchnorm) as surface:
-        sketch = surface.hessian_products(random_signs(third, surface.center, generator))
-        if not bool(sketch.isfinite().all()):
-            return Measure(torch.nan, torch.nan, surface.gradient_evaluations)
-        span = torch.linalg.qr(sketch.T).Q.T
-        within = (span * surface.hessian_products(span)).sum()
-        probes = random_signs(third, surface.center, generator)
-        probes -= (probes @ span.T) @ span
-        outside = (probes * surface.hessian_products(probes)).sum(1)
-        cost = surface.gradient_evaluations
+    surface = surface.fresh()
+    sketch = surface.hessian_products(random_signs(third, surface.center, generator))
+    if not bool(sketch.isfinite().all()):
+        return Measure(torch.nan, torch.nan, surface.gradient_evaluations)
+    span = torch.linalg.qr(sketch.T).Q.T
+    within = (span * surface.hessian_products(span)).sum()
+    probes = random_signs(third, surface.center, generator)
+    probes -= (probes @ span.T) @ span
+    outside = (probes * surface.hessian_products(probes)).sum(1)
+    cost = surface.gradient_evaluations
     return Measure(float(within + outside.mean()), standard_error(outside), cost)
 
 
@@ -248,16 +214,11 @@ class SpectralDensity:
 
 
 def spectral_density(
-    model: nn.Module,
-    loss: Loss,
-    inputs: Tensor,
-    targets: Tensor,
+    surface: LossSurface,
     *,
     probes: int = 4,
     steps: int = 60,
     seed: int = 0,
-    batch_size: int | None = None,
-    batchnorm: BatchNormMode = "eval",
 ) -> SpectralDensity:
     """Return the density of the Hessian's eigenvalues by stochastic Lanczos quadrature.
 
@@ -268,15 +229,10 @@ def spectral_density(
     Cost: 3·probes·steps gradient evaluations. Memory: 8·d·``steps`` bytes beside the model's.
 
     Args:
-        model: see `flatbench.sharpness.loss_surface`.
-        loss: maps (outputs, targets) to the mean loss.
-        inputs: (n, ...).
-        targets: (n, ...).
+        surface: the loss, at whose ``center`` w it is measured.
         probes: random vectors, at least 1.
         steps: Lanczos steps for each, at least 1; at most d are taken.
         seed: of the probes, drawn on the CPU.
-        batch_size: examples at a time.
-        batchnorm: "eval", or "train" for each batch's own statistics.
 
     Returns:
         The density; nodes and weights are nan where a product is not finite.
@@ -287,22 +243,21 @@ def spectral_density(
     at_least("probes", probes, 1)
     at_least("steps", steps, 1)
     generator = torch.Generator().manual_seed(seed)
-    arguments = (model, loss, inputs, targets)
-    with loss_surface(*arguments, batch_size=batch_size, batchnorm=batchnorm) as surface:
-        dimension = surface.dimension
-        nodes = np.zeros((probes, min(steps, dimension)))
-        weights = np.zeros_like(nodes)
-        for i in range(probes):
-            start = torch.randn(dimension, generator=generator, dtype=torch.float64)
-            places, masses = krylov.gauss_quadrature(
-                _product(surface),
-                start.to(surface.center.device),
-                steps,
-                32 * surface.precision,
-            )
-            nodes[i, : len(places)] = places
-            weights[i, : len(masses)] = masses
-        cost = surface.gradient_evaluations
+    surface = surface.fresh()
+    dimension = surface.dimension
+    nodes = np.zeros((probes, min(steps, dimension)))
+    weights = np.zeros_like(nodes)
+    for i in range(probes):
+        start = torch.randn(dimension, generator=generator, dtype=torch.float64)
+        places, masses = krylov.gauss_quadrature(
+            _product(surface),
+            start.to(surface.center.device),
+            steps,
+            32 * surface.precision,
+        )
+        nodes[i, : len(places)] = places
+        weights[i, : len(masses)] = masses
+    cost = surface.gradient_evaluations
     return SpectralDensity(nodes, weights, dimension, cost)
 
 

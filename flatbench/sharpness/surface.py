@@ -1,8 +1,9 @@
 """The loss of a model on fixed examples, as a function L(w) of one flat vector of parameters.
 
-Everything that measures sharpness works on this function. The model is called through
-`torch.func.functional_call` with tensors of our own, so its parameters, their gradients and its
-buffers are never written to; what has to be switched (training flags, arithmetic) is put back.
+Every measure of sharpness takes one. The model is called through `torch.func.functional_call` with
+tensors of our own, so its parameters, their gradients and its buffers are never written to. What
+has to be switched (training flags, arithmetic) is switched for one evaluation and then put back. So
+a surface holds nothing open: several measures can share it, and it may be dropped at any time.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Measure:
         standard_error: of ``value``, from the samples that were averaged; None where there is
             no average or a single sample.
         gradient_evaluations: the cost, where 1 is one forward and one backward pass over all the
-            given examples (see `LossSurface`).
+            surface's examples (see `LossSurface`).
         converged: False where an iteration ended at its limit, short of the tolerance.
     """
 
@@ -47,23 +48,32 @@ class Measure:
 class LossSurface:
     """L(w), its gradient and its Hessian's products; made by `loss_surface`.
 
+    During an evaluation the model is in evaluation mode (no dropout), autocast is off, and float32
+    arithmetic is IEEE's with cuDNN's deterministic algorithms: TF32 would drown small differences.
+
+    The surface is of the model as it was when the surface was made: later training moves neither
+    ``center`` nor ``buffers``. Parameters that do not require a gradient are not copied; whoever
+    changes those makes a new surface.
+
     Flat vectors are float64 of shape (d,), d the number of parameters that require a gradient,
     in the order of ``model.named_parameters()``; they are cast to the parameters' own types where
     they enter the model. L is the mean over all examples, summed in float64 over the batches.
 
     ``gradient_evaluations`` counts the work so far in passes over all examples: a gradient is 1,
     a loss alone 1/3, k Hessian products at once 1 + 2k (a backward pass costs two forward
-    passes, and a second one through both costs twice their sum: Griewank & Walther 2008).
+    passes, and a second one through both costs twice their sum: Griewank & Walther 2008). A measure
+    counts its own work on a `fresh` copy.
     """
 
     model: nn.Module
     loss: Loss
     inputs: Tensor
     targets: Tensor
-    batch_size: int
-    parameters: dict[str, Tensor]  # those that require a gradient, detached
-    buffers: dict[str, Tensor]
-    center: Tensor  # the model's own w
+    batch_size: int  # examples at a time
+    batchnorm: BatchNormMode
+    parameters: dict[str, Tensor]  # those that require a gradient, detached: shapes, types, strides
+    buffers: dict[str, Tensor]  # copies
+    center: Tensor  # (d,), a copy of the model's own w
     gradient_evaluations: float = 0.0
 
     @property
@@ -81,6 +91,10 @@ class LossSurface:
         """The relative spacing of the coarsest parameter type: float32 gives 1.2e-7."""
         return max(torch.finfo(p.dtype).eps for p in self.parameters.values())
 
+    def fresh(self) -> LossSurface:
+        """Return the same surface with its count of gradient evaluations at zero."""
+        return replace(self, gradient_evaluations=0.0)
+
     def groups(self, size: int | None) -> Iterator[LossSurface]:
         """Yield the surface of each group of ``size`` consecutive examples (the last: the rest)."""
         count = size or self.examples
@@ -90,7 +104,7 @@ class LossSurface:
     def value(self, w: Tensor, buffers: Mapping[str, Tensor] | None = None) -> float:
         """Return L(w); ``buffers`` stand in for the model's own of the same names."""
         weights = self._unflatten(w)
-        with torch.no_grad():
+        with self._prepared(), torch.no_grad():
             total = sum(
                 (
                     share * self._batch_loss(weights, x, y, buffers)
@@ -106,7 +120,7 @@ class LossSurface:
         leaves = self._leaves(w)
         total = self.center.new_zeros(())
         gradient = torch.zeros_like(self.center)
-        with torch.enable_grad():
+        with self._prepared(), torch.enable_grad():
             for share, x, y in self._batches():
                 loss = self._batch_loss(dict(zip(self.parameters, leaves, strict=True)), x, y)
                 total += share * loss.detach()
@@ -126,7 +140,7 @@ class LossSurface:
         leaves = self._leaves(self.center)
         tangents = [list(self._unflatten(vector).values()) for vector in vectors]
         products = torch.zeros_like(vectors)
-        with torch.enable_grad():
+        with self._prepared(), torch.enable_grad():
             for share, x, y in self._batches():
                 loss = self._batch_loss(dict(zip(self.parameters, leaves, strict=True)), x, y)
                 if not loss.requires_grad:
@@ -158,24 +172,45 @@ class LossSurface:
         norms = [m for m in _batchnorms(self.model) if m.running_mean is not None]
         if not norms:
             return self.buffers
-        before = [(m, m.training, m.momentum) for m in norms]
+        momenta = [m.momentum for m in norms]
         owned = {id(b) for m in norms for b in m.buffers(recurse=False)}
         buffers = {name: b.clone() for name, b in self.buffers.items()}
         for name, buffer in self.model.named_buffers():
             if id(buffer) in owned:
                 buffers[name].zero_()  # the first of the averages replaces it
         weights = self._unflatten(w)
-        try:
-            for m in norms:
-                m.training, m.momentum = True, None  # None: the average over all batches
-            with torch.no_grad():
+        with self._prepared(), torch.no_grad():  # which puts the training flags back
+            try:
+                for m in norms:
+                    m.training, m.momentum = True, None  # None: the average over all batches
                 for _, x, _ in self._batches():
                     functional_call(self.model, weights | buffers, (x,))
-        finally:
-            for m, training, momentum in before:
-                m.training, m.momentum = training, momentum
+            finally:
+                for m, momentum in zip(norms, momenta, strict=True):
+                    m.momentum = momentum
         self.gradient_evaluations += 1 / 3
         return buffers
+
+    @contextmanager
+    def _prepared(self) -> Iterator[None]:
+        """Set the model's training flags and the arithmetic for an evaluation; put them back.
+
+        A flag is written only where it changes: an attribute of an `nn.Module` is slow to set, and
+        all of them, twice an evaluation, took a tenth of a small ResNet18's forward pass.
+        """
+        flags = [(module, module.training) for module in self.model.modules()]
+        try:
+            if any(training for _, training in flags):
+                self.model.eval()
+            if self.batchnorm == "train":
+                for norm in _batchnorms(self.model):
+                    norm.train()
+            with _ieee_arithmetic(), torch.autocast(self.center.device.type, enabled=False):
+                yield
+        finally:
+            for module, training in flags:
+                if module.training != training:
+                    module.training = training
 
     def _batches(self) -> Iterator[tuple[float, Tensor, Tensor]]:
         """Yield each batch's share of the examples, inputs and targets, on the model's device."""
@@ -213,7 +248,6 @@ class LossSurface:
         return [piece.requires_grad_() for piece in self._unflatten(w).values()]
 
 
-@contextmanager
 def loss_surface(
     model: nn.Module,
     loss: Loss,
@@ -222,11 +256,11 @@ def loss_surface(
     *,
     batch_size: int | None = None,
     batchnorm: BatchNormMode = "eval",
-) -> Iterator[LossSurface]:
-    """Open the model's loss on these examples for measuring; the model is put back on leaving.
+) -> LossSurface:
+    """Return the model's loss on these examples, as the measures take it.
 
-    Inside, the model is in evaluation mode (no dropout), autocast is off, and float32 arithmetic
-    is IEEE's with cuDNN's deterministic algorithms: TF32 would drown small differences.
+    For example ``hessian_trace(loss_surface(model, cross_entropy, x, y))``. Nothing is evaluated
+    yet, and the model may train on: see `LossSurface`.
 
     Args:
         model: any module that maps a batch of inputs to outputs and has parameters that require a
@@ -261,18 +295,8 @@ def loss_surface(
 
     parameters = dict(named)
     center = _flatten(parameters.values())
-    flags = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        if batchnorm == "train":
-            for norm in _batchnorms(model):
-                norm.train()
-        with _ieee_arithmetic(), torch.autocast(center.device.type, enabled=False):
-            buffers = {name: b.detach() for name, b in model.named_buffers()}
-            yield LossSurface(model, loss, inputs, targets, size, parameters, buffers, center)
-    finally:
-        for module, training in flags:
-            module.training = training
+    buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
+    return LossSurface(model, loss, inputs, targets, size, batchnorm, parameters, buffers, center)
 
 
 def at_least(name: str, number: int, least: int) -> int:

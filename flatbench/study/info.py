@@ -149,7 +149,7 @@ def _implementation(where: torch.device, why_not: str | None) -> str:
 def _precision() -> str:
     """Return what torch computes fp32 in; "none" is torch's word for a choice left to it.
 
-    `device.use_ieee_fp32` makes it IEEE in every run.
+    `devices.use_ieee_fp32` makes it IEEE in every run.
     """
     settings = {
         "convolutions": torch.backends.cudnn.conv.fp32_precision,  # type: ignore[attr-defined]

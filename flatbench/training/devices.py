@@ -71,6 +71,20 @@ def make_deterministic(device: torch.device) -> None:
     torch.use_deterministic_algorithms(True)
 
 
+def set_up_worker(where: torch.device) -> torch.device:
+    """Make this process one that trains: deterministic, in IEEE fp32, keeping its memory.
+
+    Returns:
+        The device with its number, as `bind` does.
+    """
+    keep_freed_memory()
+    # before CUDA is asked for anything: cuBLAS reads its workspace's setting once
+    make_deterministic(where)
+    where = bind(where)
+    use_ieee_fp32(where)
+    return where
+
+
 # of malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGEST_MMAP_THRESHOLD = 32 * 2**20

@@ -13,11 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flatbench import sharpness
 from flatbench.data import DataSet
 from flatbench.protocols.protocol import Sharpness
-
-Measured = Callable[[nn.Module, Tensor, Tensor, Sharpness], sharpness.Measure]
+from flatbench.sharpness import (
+    LossSurface,
+    Measure,
+    ascent_sharpness,
+    average_sharpness,
+    hessian_max_eigenvalue,
+    hessian_trace,
+    loss_surface,
+)
 
 ASCENT_STEPS = 10  # of the "_10_steps" measures
 NOISE_PAIRS = 5  # of average_sharpness
@@ -25,71 +31,25 @@ NOISE_PAIRS = 5  # of average_sharpness
 EIGENVALUE_TOLERANCE = 1e-2
 TRACE_PRODUCTS = 15
 
-
-def _ascent(steps: int, adaptive: bool) -> Measured:
-    def measure(model: nn.Module, x: Tensor, y: Tensor, rule: Sharpness) -> sharpness.Measure:
-        return sharpness.ascent_sharpness(
-            model,
-            F.cross_entropy,
-            x,
-            y,
-            rho=rule.adaptive_rho if adaptive else rule.rho,
-            steps=steps,
-            adaptive=adaptive,
-            batchnorm=rule.batchnorm,
-        )
-
-    return measure
-
-
-def _m_sharpness(model: nn.Module, x: Tensor, y: Tensor, rule: Sharpness) -> sharpness.Measure:
-    return sharpness.ascent_sharpness(
-        model, F.cross_entropy, x, y, rho=rule.rho, m=rule.m, batchnorm=rule.batchnorm
-    )
-
-
-def _average(adaptive: bool) -> Measured:
-    def measure(model: nn.Module, x: Tensor, y: Tensor, rule: Sharpness) -> sharpness.Measure:
-        return sharpness.average_sharpness(
-            model,
-            F.cross_entropy,
-            x,
-            y,
-            sigma=rule.adaptive_sigma if adaptive else rule.sigma,
-            samples=NOISE_PAIRS,
-            adaptive=adaptive,
-            batchnorm=rule.batchnorm,
-        )
-
-    return measure
-
-
-def _max_eigenvalue(model: nn.Module, x: Tensor, y: Tensor, rule: Sharpness) -> sharpness.Measure:
-    return sharpness.hessian_max_eigenvalue(
-        model,
-        F.cross_entropy,
-        x,
-        y,
-        tolerance=EIGENVALUE_TOLERANCE,
-        batchnorm=rule.batchnorm,
-    )
-
-
-def _trace(model: nn.Module, x: Tensor, y: Tensor, rule: Sharpness) -> sharpness.Measure:
-    return sharpness.hessian_trace(
-        model, F.cross_entropy, x, y, products=TRACE_PRODUCTS, batchnorm=rule.batchnorm
-    )
-
-
-MEASURES: Mapping[str, Measured] = {
-    "ascent_sharpness": _ascent(steps=1, adaptive=False),
-    f"ascent_sharpness_{ASCENT_STEPS}_steps": _ascent(steps=ASCENT_STEPS, adaptive=False),
-    "m_sharpness": _m_sharpness,
-    "adaptive_ascent_sharpness": _ascent(steps=1, adaptive=True),
-    "average_sharpness": _average(adaptive=False),
-    "adaptive_average_sharpness": _average(adaptive=True),
-    "hessian_max_eigenvalue": _max_eigenvalue,
-    "hessian_trace": _trace,
+MEASURES: Mapping[str, Callable[[LossSurface, Sharpness], Measure]] = {
+    "ascent_sharpness": lambda surface, rule: ascent_sharpness(surface, rho=rule.rho),
+    f"ascent_sharpness_{ASCENT_STEPS}_steps": lambda surface, rule: ascent_sharpness(
+        surface, rho=rule.rho, steps=ASCENT_STEPS
+    ),
+    "m_sharpness": lambda surface, rule: ascent_sharpness(surface, rho=rule.rho, m=rule.m),
+    "adaptive_ascent_sharpness": lambda surface, rule: ascent_sharpness(
+        surface, rho=rule.adaptive_rho, adaptive=True
+    ),
+    "average_sharpness": lambda surface, rule: average_sharpness(
+        surface, sigma=rule.sigma, samples=NOISE_PAIRS
+    ),
+    "adaptive_average_sharpness": lambda surface, rule: average_sharpness(
+        surface, sigma=rule.adaptive_sigma, samples=NOISE_PAIRS, adaptive=True
+    ),
+    "hessian_max_eigenvalue": lambda surface, rule: hessian_max_eigenvalue(
+        surface, tolerance=EIGENVALUE_TOLERANCE
+    ),
+    "hessian_trace": lambda surface, rule: hessian_trace(surface, products=TRACE_PRODUCTS),
 }
 
 
@@ -121,10 +81,14 @@ def measure(
     sides = {"": labels[picked]}
     if not torch.equal(labels, dataset.train.labels):
         sides["_clean"] = dataset.train.labels[picked]
+    surfaces = {
+        side: loss_surface(model, F.cross_entropy, images, targets, batchnorm=rule.batchnorm)
+        for side, targets in sides.items()
+    }
     values: dict[str, float | None] = {}
     for name in names:
-        for side, targets in sides.items():
-            found = MEASURES[name](model, images, targets, rule)
+        for side, surface in surfaces.items():
+            found = MEASURES[name](surface, rule)
             values[f"{name}{side}"] = found.value
             if standard_errors and found.standard_error is not None:
                 values[f"{name}{side}_standard_error"] = found.standard_error

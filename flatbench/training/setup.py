@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from flatbench import data, models
 from flatbench.optim import SAM
 from flatbench.protocols.cases import Case
-from flatbench.protocols.protocol import Optimizer
+from flatbench.protocols.protocol import Row
 from flatbench.records import provenance
 from flatbench.training import devices, graph
 from flatbench.training.run import Run, snapshot
@@ -109,7 +109,7 @@ def stream(seed: int, purpose: str, where: torch.device | str = "cpu") -> torch.
     return torch.Generator(where).manual_seed(int.from_bytes(digest[:7], "big"))
 
 
-def build_optimizer(row: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
+def build_optimizer(row: Row, model: nn.Module) -> torch.optim.Optimizer:
     """Return the base optimizer of a row, or SAM over it, on a model's parameters.
 
     On CUDA the learning rate is a tensor there, so that a captured step reads what it is now.

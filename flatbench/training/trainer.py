@@ -210,7 +210,7 @@ def _epoch(run: Run, number: int) -> Epoch:
         sam_sharpness=settings.sharpness.rho * norms / len(batches),
         learning_rate=learning_rate(case, number - 1),
         seconds=seconds,
-        gradient_evaluations=len(batches) * (2 if case.row.is_sam else 1),
+        gradient_evaluations=len(batches) * case.row.gradients_per_step,
     )
 
 

@@ -1,0 +1,68 @@
+"""torch's own fused steps as the base optimizer: when to take them, and what to spare them."""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer
+
+from .groups import Group, parameters
+from .layout import is_dense, strided_like
+
+
+def prepare_fused_base(base: Optimizer) -> None:
+    """Spare torch's fused steps what they get wrong."""
+    for group in base.param_groups:
+        if not group.get("fused"):
+            continue
+        for p in group["params"]:
+            if p.grad is None:
+                continue
+            # They walk a gradient as if it were laid out as its parameter is.
+            if p.grad.stride() != p.stride():
+                p.grad = strided_like(p, p.grad, p.grad.dtype)
+            # Fused SGD cannot mix parameters with and without a momentum buffer, leaves new
+            # buffers uninitialised when found_inf is set, and bakes "this is the first step" into
+            # a CUDA graph. From a buffer of zeros its first step needs no special case.
+            if group.get("momentum") and base.state[p].get("momentum_buffer") is None:
+                base.state[p]["momentum_buffer"] = torch.zeros_like(p, requires_grad=False)
+
+
+def copied_in_vain(base: Optimizer) -> list[Tensor]:
+    """Tensors whose shape makes torch's fused step on a CPU slower than flat memory would.
+
+    It copies each gradient that is not contiguous, channels_last for one, and drops the copy.
+    """
+    found: list[Tensor] = []
+    for group in base.param_groups:
+        if not group.get("fused"):
+            continue
+        for p in group["params"]:
+            if p.grad is None or p.is_cuda or p.is_contiguous() or not is_dense(p):
+                continue
+            state = [t for t in base.state[p].values() if isinstance(t, Tensor)]
+            if state or isinstance(
+                base, torch.optim.SGD
+            ):  # else the step makes state, in p's shape
+                found += [p, p.grad, *(t for t in state if t.shape == p.shape)]
+    return found
+
+
+def prefer_fused(
+    base: type[Optimizer], groups: list[Group], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """Add fused=True where the base, the device and the options allow it and nobody chose."""
+    options = {"fused", "foreach", "differentiable"}
+    if "fused" not in inspect.signature(base).parameters or options & kwargs.keys():
+        return kwargs
+    # On a CPU, fused SGD forgets to write back half-precision parameters (torch issue 191763).
+    whole = (torch.float32, torch.float64)
+    if not all(
+        p.is_cuda or (p.device.type == "cpu" and p.dtype in whole) for p in parameters(groups)
+    ):
+        return kwargs
+    # Dampening leaves out the first step, which a buffer of zeros cannot imitate.
+    if kwargs.get("dampening") or any(group.get("dampening") for group in groups):
+        return kwargs
+    return {**kwargs, "fused": True}

@@ -1,0 +1,13 @@
+"""Runs interpreted/changes.py, in Triton's interpreter."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.inner import run_inner
+
+pytest.importorskip("triton")
+
+
+def test_changes_are_noticed(subtests: pytest.Subtests, tmp_path: Path) -> None:
+    run_inner(subtests, tmp_path, "interpreted/changes.py", {"TRITON_INTERPRET": "1"})

@@ -1,0 +1,13 @@
+"""Runs interpreted/numbers.py, in Triton's interpreter."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.inner import run_inner
+
+pytest.importorskip("triton")
+
+
+def test_numbers_match_eager_and_float64(subtests: pytest.Subtests, tmp_path: Path) -> None:
+    run_inner(subtests, tmp_path, "interpreted/numbers.py", {"TRITON_INTERPRET": "1"})
