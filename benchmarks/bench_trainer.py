@@ -19,9 +19,7 @@ flatbench's steps run in processes of their own, set up as the engine's workers 
 - sam_over_base: the time of a SAM step over that of a step of its base, both flatbench's;
 - share_of_peak (full width): the arithmetic of a step's convolutions and matrix products, over its
   time and over the rate that a large convolution or matrix product of the same precision reaches in
-  the same turns;
-- compiled_speedup, with --compile: the time of a step over that through torch.compile, and
-  compile_seconds, from the start of its process to the end of its first two steps.
+  the same turns.
 
 Alone on the machine: ``pytest benchmarks/bench_trainer.py``. Beside a running grid it is skipped.
 """
@@ -77,11 +75,9 @@ def endless(run: run.Run, batch_size: int) -> Iterator[Tensor]:
                 yield batch
 
 
-def flatbench_step(
-    case: Case, dataset: data.DataSet, compiled: bool = False
-) -> tuple[Step, run.Run]:
+def flatbench_step(case: Case, dataset: data.DataSet) -> tuple[Step, run.Run]:
     """A step of the trainer's own, its sums kept on the device, and what it moves."""
-    run = setup.prepare(case, dataset, compiled=compiled)
+    run = setup.prepare(case, dataset)
     run.model.train()
     sums = torch.zeros(3, dtype=torch.float64, device=run.where)
     batches = endless(run, case.protocol.training.batch_size)
@@ -138,14 +134,13 @@ class Job:
     where: str
     threads: int
     data_dir: Path | None
-    compiled: bool = False
 
 
 def _work(connection: Connection, job: Job) -> None:
     where = devices.set_up_worker(torch.device(job.where))
     torch.set_num_threads(job.threads)
     case = from_id(job.case)
-    step, run = flatbench_step(case, images_for(case, where, job.data_dir), job.compiled)
+    step, run = flatbench_step(case, images_for(case, where, job.data_dir))
     while connection.recv():
         step()
         devices.synchronise(where)
@@ -204,13 +199,6 @@ def test_trainer(
         }
         if workers > 1:
             steps["grid"] = stack.enter_context(at_work(job, workers))
-        if request.config.getoption("compile"):
-            compiled = stack.enter_context(at_work(dataclasses.replace(job, compiled=True)))
-            start = clock()
-            compiled()
-            compiled()
-            benchmark.extra_info["compile_seconds"] = clock() - start
-            steps["compiled"] = compiled
         benchmark.pedantic(one, warmup_rounds=1, rounds=rounds, iterations=iterations)
         seconds = in_turns(steps, iterations, rounds, warm_up=1)
     plain_rate = batch_size / seconds["plain"]
@@ -234,5 +222,3 @@ def test_trainer(
             "share_of_peak": both_passes / seconds["one"] / peak,
             "peak_gigaflops": peak / 1e9,
         }
-    if "compiled" in seconds:
-        benchmark.extra_info["compiled_speedup"] = seconds["one"] / seconds["compiled"]

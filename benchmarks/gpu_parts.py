@@ -130,10 +130,10 @@ def tests(setting: Setting, run: Run) -> Result:
 
 def engine(setting: Setting, run: Run) -> Result:
     """A protocol through the engine twice, the second time with its cases in reverse order."""
-    from flatbench.protocols import protocol
     from flatbench.protocols.cases import grid
+    from flatbench.protocols.reading import load
 
-    settings = protocol.load(setting.protocol)
+    settings = load(setting.protocol)
     reverse = [
         f"--architectures={','.join(reversed(settings.model.architectures))}",
         f"--optimizers={','.join(reversed(tuple(settings.optimizers)))}",

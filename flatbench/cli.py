@@ -6,11 +6,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from flatbench import __version__
 from flatbench.errors import UsageError
-from flatbench.protocols import protocol
+from flatbench.options import MACHINE, RESULTS, SELECTION, TRAINING, add, names
 from flatbench.protocols.cases import Case, from_id, grid
+from flatbench.protocols.reading import available, load
 
 # Modules that import torch or pandas are imported by the command that needs them: `list` and
 # `--help` answer at once.
@@ -18,8 +20,8 @@ from flatbench.protocols.cases import Case, from_id, grid
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code."""
-    options = _parser().parse_args(arguments)
     try:
+        options = _parser().parse_args(arguments)
         return int(options.command(options))
     except UsageError as error:
         print(f"flatbench: {error}", file=sys.stderr)
@@ -29,8 +31,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as all others of the command line are."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the mistake instead of printing the usage above it."""
+        raise UsageError(f"{message}; see {self.prog} --help")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="flatbench", description=__doc__)
+    parser = _Parser(prog="flatbench", description=__doc__)
     parser.add_argument("--version", action="version", version=f"flatbench {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _training_commands(commands)
@@ -38,20 +48,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _training_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _training_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
     listing = commands.add_parser("list", help="list protocols, or the cases of one")
-    _selection(listing, default=None)
-    listing.set_defaults(command=_list)
+    add(listing.add_argument, SELECTION)
+    listing.set_defaults(command=_list, protocol=None)
 
     run = commands.add_parser("run", help="train cases and write their records; no thresholds")
-    _selection(run, default="digits")
-    run.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto (default)")
-    run.add_argument("--workers", type=int, help="processes (default: cores, or GPUs)")
-    run.add_argument("--data-dir", type=Path, help="where data sets are kept")
-    run.add_argument("--results", type=Path, default=Path("results"), help="default: results")
-    run.add_argument("--resume", action="store_true", help="go on with a run that was killed")
-    run.add_argument("--keep-weights", action="store_true", help="keep the final weights")
-    run.add_argument("--compile", action="store_true", help="train through torch.compile")
+    add(run.add_argument, SELECTION, MACHINE, RESULTS, TRAINING)
     run.set_defaults(command=_run)
 
     info = commands.add_parser("info", help="show what this machine can do, for a bug report")
@@ -64,7 +67,7 @@ def _training_commands(commands: argparse._SubParsersAction[argparse.ArgumentPar
     download.set_defaults(command=_download)
 
 
-def _reading_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _reading_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
     report = commands.add_parser("report", help="render records as tables, or as an HTML page")
     report.add_argument("paths", nargs="+", type=Path, help="JSON files, or folders of them")
     report.add_argument("--format", choices=("markdown", "html", "latex"), default="markdown")
@@ -112,45 +115,14 @@ def _reading_commands(commands: argparse._SubParsersAction[argparse.ArgumentPars
     baseline.set_defaults(command=_baseline)
 
 
-def _selection(parser: argparse.ArgumentParser, default: str | None) -> None:
-    parser.add_argument("--protocol", default=default, help="a name, or the path of a .toml file")
-    parser.add_argument("--architectures", type=names, help="comma-separated")
-    parser.add_argument("--optimizers", type=names, help="comma-separated")
-    parser.add_argument("--seeds", type=seeds, help="comma-separated, ranges as 0-9")
-
-
-def names(text: str) -> tuple[str, ...]:
-    """Parse "sgd,sgd+sam"."""
-    parts = tuple(part.strip() for part in text.split(","))
-    if not all(parts):
-        raise argparse.ArgumentTypeError(f"{text!r}: allowed is a comma-separated list of names")
-    return parts
-
-
-def seeds(text: str) -> tuple[int, ...]:
-    """Parse "0,1,2" or "0-9" or a mixture."""
-    found: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        ends = (first, last) if dash else (first, first)
-        if not all(end.isascii() and end.isdecimal() for end in ends) or int(ends[0]) > int(
-            ends[1]
-        ):
-            raise argparse.ArgumentTypeError(f"{text!r}: allowed is a list such as 0,1,2 or 0-9")
-        found += range(int(ends[0]), int(ends[1]) + 1)
-    return tuple(found)
-
-
 def _cases(options: argparse.Namespace) -> list[Case]:
-    return grid(
-        protocol.load(options.protocol), options.architectures, options.optimizers, options.seeds
-    )
+    return grid(load(options.protocol), options.architectures, options.optimizers, options.seeds)
 
 
 def _list(options: argparse.Namespace) -> int:
     if options.protocol is None:
-        for name in protocol.available():
-            print(f"{name:20} {protocol.load(name).description}")
+        for name in available():
+            print(f"{name:20} {load(name).description}")
     else:
         print("\n".join(case.id for case in _cases(options)))
     return 0
@@ -168,7 +140,6 @@ def _run(options: argparse.Namespace) -> int:
         workers=options.workers,
         data_dir=options.data_dir,
         store=Store(options.results, options.resume, options.keep_weights),
-        compiled=options.compile,
     ) as run:
         for case in cases:
             record = execution.follow(run, case, sys.stderr)
@@ -205,7 +176,7 @@ def _report(options: argparse.Namespace) -> int:
     from flatbench.records import reading
 
     if options.target is not None and not 0 <= options.target <= 100:
-        raise UsageError(f"--target = {options.target}: allowed is a number from 0 to 100")
+        raise UsageError(f"--target must be a number from 0 to 100, got {options.target}")
     records = reading.collect(options.paths)
     text = report.render(records, options.format, target=options.target)
     if options.figures is not None:
@@ -225,8 +196,8 @@ def _baseline(options: argparse.Namespace) -> int:
 
     if options.reference is not None:
         if options.paths or options.level or options.measures:
-            raise UsageError("--reference: allowed is none of records, --level, --measures with it")
-        thresholds = gate.from_reference(protocol.load(options.reference))
+            raise UsageError("--reference must stand without records, --level and --measures")
+        thresholds = gate.from_reference(load(options.reference))
         gate.write_thresholds(options.output, thresholds)
         return 0
     level = gate.LEVEL if options.level is None else options.level

@@ -4,8 +4,8 @@
 class UsageError(Exception):
     """Something the user gave cannot be used.
 
-    The message is one line that names the file or option, the field, what was found and what is
-    allowed.
+    The message is one line that names the file or option, the field, what it must be, and what was
+    found.
     """
 
     def __init__(self, message: str) -> None:

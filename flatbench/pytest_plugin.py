@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
@@ -11,17 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from flatbench import execution, gate
-from flatbench.cli import names, seeds
+from flatbench import execution, gate, options
 from flatbench.errors import UsageError
 from flatbench.files import write_atomically
 from flatbench.gate import compare
-from flatbench.protocols import protocol
 from flatbench.protocols.cases import Case, grid
+from flatbench.protocols.protocol import Protocol
+from flatbench.protocols.reading import load
 from flatbench.records.record import Record
 from flatbench.records.store import Store
 
-PROTOCOL = pytest.StashKey[protocol.Protocol]()
+PROTOCOL = pytest.StashKey[Protocol]()
 THRESHOLDS = pytest.StashKey[gate.Thresholds | None]()
 GATE = pytest.StashKey[compare.Baseline | None]()
 WANTED = pytest.StashKey[Sequence[Case]]()  # what the options ask for
@@ -31,29 +30,14 @@ RUN = pytest.StashKey[execution.Run]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("flatbench")
-    group.addoption("--protocol", default="digits", help="a name, or the path of a .toml file")
-    group.addoption("--architectures", type=names, help="comma-separated (default: all)")
-    group.addoption("--optimizers", type=names, help="comma-separated (default: all)")
-    group.addoption("--seeds", type=seeds, help="as 0,1,2 or 0-9 (default: the protocol's)")
-    group.addoption("--device", default="auto", help="cpu, cuda, cuda:N or auto (default)")
-    group.addoption("--workers", type=_count, help="worker processes (default: cores, or GPUs)")
-    group.addoption("--data-dir", type=Path, help="where data sets are kept")
-    group.addoption("--results", type=Path, default=Path("results"), help="default: results")
-    group.addoption("--resume", action="store_true", help="go on with a run that was killed")
-    group.addoption("--keep-weights", action="store_true", help="keep the final weights")
-    group.addoption("--compile", action="store_true", help="train through torch.compile")
+    options.add(group.addoption, options.SELECTION, options.MACHINE, options.RESULTS)
+    options.add(group.addoption, options.TRAINING)
     group.addoption(
         "--thresholds", type=Path, help="default: benchmarks/thresholds/PROTOCOL.toml, if there"
     )
     group.addoption(
         "--gate", type=Path, help="compare the grid with this baseline: records, or thresholds"
     )
-
-
-def _count(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"{text!r}: allowed is a whole number of at least 1")
-    return int(text)
 
 
 @contextmanager
@@ -71,7 +55,7 @@ def pytest_configure(config: pytest.Config) -> None:
     with _usage():  # now, not in the collection: there pytest would make a traceback of it
         if device not in ("auto", "cpu"):
             execution.places(device)  # a GPU that was demanded must be there
-        settings = protocol.load(config.getoption("protocol"))
+        settings = load(config.getoption("protocol"))
         config.stash[PROTOCOL] = settings
         config.stash[WANTED] = grid(
             settings,
@@ -124,7 +108,7 @@ def _thresholds(config: pytest.Config, name: str) -> gate.Thresholds | None:
     return gate.read_thresholds(path) if given or path.exists() else None
 
 
-def _gate(config: pytest.Config, settings: protocol.Protocol) -> compare.Baseline | None:
+def _gate(config: pytest.Config, settings: Protocol) -> compare.Baseline | None:
     """Read the baseline now, rather than find after the training that it is of no use."""
     path = config.getoption("gate")
     if path is None:
@@ -132,7 +116,7 @@ def _gate(config: pytest.Config, settings: protocol.Protocol) -> compare.Baselin
     baseline = compare.read_baseline(path)
     if not compare.fits(baseline, settings):
         raise UsageError(
-            f"{path}: --gate: allowed is a baseline of protocol {settings.name} with the content "
+            f"{path}: --gate must be a baseline of protocol {settings.name} with the content "
             f"{settings.common_hash()}"
         )
     return baseline
@@ -192,7 +176,6 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
                 config.getoption("resume"),
                 config.getoption("keep_weights"),
             ),
-            compiled=config.getoption("compile"),
         ) as run,
     ):
         config.stash[RUN] = run

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from flatbench import cli, gate, report
 from flatbench.errors import UsageError
 from flatbench.gate.compare import compare
-from flatbench.protocols import protocol
+from flatbench.protocols import reading
 from flatbench.records.reading import collect, from_json
 from tests.synthetic import grid, record
 
@@ -151,7 +151,7 @@ def test_numbers_that_cannot_be_worked_with_are_refused_by_name(place, value):
     inner[place[-1]] = value
     with pytest.raises(UsageError, match=place[1] if "history" in place else place[-1]) as error:
         from_json(table, "file.json")
-    assert "allowed is" in str(error.value)
+    assert " must be " in str(error.value)
 
 
 @settings(LIMITS, max_examples=60)
@@ -261,8 +261,8 @@ def test_odd_numbers_never_make_nan_or_infinity(accuracies, sharpness, statuses)
 @given(data=st.data())
 def test_changed_toml_is_read_or_refused(data, tmp_path):
     """A protocol's and a thresholds file's text: a stretch replaced by others' or by noise."""
-    source = protocol.PROTOCOLS / "digits.toml"
-    path, read = tmp_path / "mine.toml", protocol.load
+    source = reading.PROTOCOLS / "digits.toml"
+    path, read = tmp_path / "mine.toml", reading.load
     if data.draw(st.booleans()):
         thresholds = gate.derive(grid(range(10), means={"sgd": 80.0, "sgd+sam": 90.0}))
         gate.write_thresholds(path, thresholds)
@@ -286,7 +286,7 @@ def test_noise_is_no_toml(content, tmp_path):
     path = tmp_path / "mine.toml"
     path.write_bytes(content)
     with pytest.raises(UsageError):
-        protocol.load(str(path))
+        reading.load(str(path))
     with pytest.raises(UsageError):
         gate.read_thresholds(path)
 
@@ -312,7 +312,7 @@ def saved(path, records):
         ("", "is not JSON"),
         ("[1]", "must hold a record"),
         ('{"benchmarks": []}', "holds no record"),
-        ('{"schema_version": 99}', "schema_version = 99: allowed is 1"),
+        ('{"schema_version": 99}', "schema_version must be 1 (this flatbench's), got 99"),
         ('{"schema_version": 1, "seed": NaN}', "NaN is no JSON number"),
         ("[" * 100_000, "is not JSON"),
         ("\ufeff{}", "is not JSON"),

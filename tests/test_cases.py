@@ -75,11 +75,11 @@ def test_seeds_of_one_cell_share_its_hash(settings: Protocol) -> None:
     [
         (
             {"architectures": ["vgg16", "vgg19"]},
-            "--architectures: protocol 'tiny' has no 'vgg19'; allowed: vgg16, resnet18",
+            "--architectures must be among vgg16, resnet18 for protocol 'tiny', got 'vgg19'",
         ),
         (
             {"optimizers": ["sgd+asm"]},
-            "--optimizers: protocol 'tiny' has no 'sgd+asm'; allowed: adam, sgd, sgd+sam",
+            "--optimizers must be among adam, sgd, sgd+sam for protocol 'tiny', got 'sgd+asm'",
         ),
         ({"optimizers": ["sgd", "adam", "sgd"]}, "--optimizers: sgd is given more than once"),
         ({"seeds": [0, 1, 0]}, "--seeds: 0 is given more than once"),

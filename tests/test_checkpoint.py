@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from flatbench.protocols.cases import Case, grid
-from flatbench.protocols.protocol import load
+from flatbench.protocols.reading import load
 from flatbench.records.reading import from_json
 from flatbench.records.record import Record
 from flatbench.training import checkpoint, step, trainer

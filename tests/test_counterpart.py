@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from flatbench.protocols.protocol import Protocol, load
+from flatbench.protocols.protocol import Protocol
+from flatbench.protocols.reading import load
 from flatbench.report import chapters, render
 from tests import tiny
 from tests.synthetic import grid, record

@@ -127,7 +127,7 @@ def test_more_training_examples_than_there_are_is_all_of_them() -> None:
     ],
 )
 def test_a_part_without_every_class_is_refused(settings: Data, wish: str) -> None:
-    assert message(settings).startswith(f"{wish}: allowed is what splits the 1437 training images")
+    assert message(settings).startswith(f"{wish} must split the 1437 training images")
 
 
 def test_normalised_with_the_statistics_of_the_training_part_alone() -> None:

@@ -325,15 +325,15 @@ def refusal(cases: list[Case], **options: object) -> str:
 def test_what_cannot_run_is_refused_before_a_worker_starts(tmp_path: Path) -> None:
     cases = grid(tiny.protocol(tmp_path))
     assert refusal(cases, device="cpu", workers=0) == (
-        "--workers = 0: allowed is a whole number of at least 1"
+        "--workers must be a whole number of at least 1, got 0"
     )
-    assert refusal(cases, device="tpu").startswith("--device = 'tpu': allowed is cpu, cuda")
+    assert refusal(cases, device="tpu") == "--device must be cpu, cuda, cuda:N or auto, got 'tpu'"
     cifar = grid(tiny.protocol(tmp_path, tiny.table(data={"name": "cifar10"})))
     assert refusal(cases + cifar, device="cpu", data_dir=tmp_path).startswith(
         f"data set cifar10: not found (or its checksum is wrong) in {tmp_path}; "
     )
     few = grid(tiny.protocol(tmp_path, tiny.table(data={"name": "digits", "train_examples": 3})))
-    assert refusal(few, device="cpu").startswith("data.train_examples = 3: allowed is")
+    assert refusal(few, device="cpu").startswith("data.train_examples = 3 must split")
 
 
 def test_a_record_that_cannot_be_reused_is_refused(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from scipy import stats as reference
 from flatbench import gate
 from flatbench.errors import UsageError
 from flatbench.gate.verdict import Outcome
-from flatbench.protocols.protocol import load
+from flatbench.protocols.reading import load
 from flatbench.stats import prediction_bound
 from tests import tiny
 from tests.synthetic import grid, record
@@ -211,12 +211,16 @@ def test_false_alarm_rate_is_of_a_whole_grid():
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
-        ("level = 0.999", "level = 2.0", "level = 2.0: allowed is a number between 0.5 and 1"),
+        ("level = 0.999", "level = 2.0", "level must be a number between 0.5 and 1, got 2.0"),
         ("level = 0.999", "", "level is missing"),
-        ('side = "at_least"', 'side = "near"', 'bounds.test_accuracy.side = "near"'),
+        (
+            'side = "at_least"',
+            'side = "near"',
+            'bounds.test_accuracy.side must be one of "at_least"',
+        ),
         ("grid_seeds", "gird_seeds", "did you mean 'grid_seeds'"),
         ("[cells", "[sells", "sells is an unknown key"),
-        ("n = 10", "n = true", "n = true: allowed is a whole number"),
+        ("n = 10", "n = true", "n must be a whole number"),
         ('protocol = "', 'protocol = "\n', "is not TOML"),
         ("seeds = [0", "seeds = [" + "1" * 5000, "is not TOML"),
     ],

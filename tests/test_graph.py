@@ -14,7 +14,7 @@ from torch.torch_version import TorchVersion
 from flatbench import data
 from flatbench.execution import local
 from flatbench.protocols.cases import grid
-from flatbench.protocols.protocol import load
+from flatbench.protocols.reading import load
 from flatbench.training import graph, setup, step, trainer
 from flatbench.training.devices import make_deterministic
 from flatbench.training.run import Run, _on_cpu, snapshot

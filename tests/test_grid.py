@@ -201,7 +201,7 @@ def test_a_gate_of_another_protocol_stops_before_the_training(
     write_json(tmp_path / "a.json", synthetic.record().to_json())
     wrong = run(protocol, folder / "ungated", "--gate", str(tmp_path))
     assert wrong.code == pytest.ExitCode.USAGE_ERROR
-    assert "--gate: allowed is a baseline of protocol tiny with the content" in wrong.text
+    assert "--gate must be a baseline of protocol tiny with the content" in wrong.text
     assert not (folder / "ungated").exists()
 
 
@@ -234,7 +234,10 @@ def test_a_terminal_sees_a_live_line(folder: Path, protocol: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        (("--optimizers", "sgd,sgd+sma"), "has no 'sgd+sma'; allowed: sgd, sgd+sam, wild"),
+        (
+            ("--optimizers", "sgd,sgd+sma"),
+            "must be among sgd, sgd+sam, wild for protocol 'tiny', got 'sgd+sma'",
+        ),
         (("--seeds", "0,0"), "--seeds: 0 is given more than once"),
         (("--thresholds", "/nowhere.toml"), "/nowhere.toml: cannot be read"),
         (("--gate", "/nowhere"), "/nowhere: no such file or folder"),

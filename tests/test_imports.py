@@ -25,11 +25,10 @@ LEVELS = (
 )
 HEIGHT = {room: -level for level, rooms in enumerate(LEVELS) for room in rooms}
 ROOT = "__init__"  # the package itself: its version, below everything
-ONLY_ERRORS = ("text", "files", "stats")
+ONLY_ERRORS = ("text", "files", "stats", "options")
 LIFTABLE = {"optim": {"torch", "triton"}, "sharpness": {"torch", "numpy"}}
 EXCEPTIONS = {
     ("__main__", "cli"): "python -m flatbench is the command",
-    ("pytest_plugin", "cli"): "options are read by cli's names and seeds, until they have a home",
 }
 
 

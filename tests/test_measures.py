@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from flatbench import data, models, sharpness
 from flatbench.protocols import protocol
 from flatbench.protocols.cases import grid
+from flatbench.protocols.reading import load
 from flatbench.records.reading import from_json
 from flatbench.training import measuring, trainer
 
@@ -151,7 +152,7 @@ base = "sgd"
 lr = 0.1
 """
     )
-    (case,) = grid(protocol.load(str(path)), seeds=[0])
+    (case,) = grid(load(str(path)), seeds=[0])
     record = trainer.train(case)
     both = ["ascent_sharpness", "ascent_sharpness_clean"]
     assert list(record.sharpness) == [

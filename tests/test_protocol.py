@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from flatbench.errors import UsageError
 from flatbench.models import ARCHITECTURES
 from flatbench.protocols.cases import grid
-from flatbench.protocols.protocol import PROTOCOLS, Protocol, available, load
+from flatbench.protocols.protocol import Protocol
+from flatbench.protocols.reading import PROTOCOLS, available, load
 from flatbench.records.reading import read
 from tests import tiny
 
@@ -191,13 +192,17 @@ def message(argument: Path | str) -> str:
 
 SGD, SAM = "optimizers/sgd", "optimizers/sgd+sam"
 COUNT = "a whole number of at least 1"
+NAMES = f"a list of different names out of {', '.join(ARCHITECTURES)}"
 
 WRONG: list[tuple[Change, str]] = [
     # unknown keys, at every depth
-    (put("optimizer", {}), "optimizer is an unknown key (did you mean 'optimizers'?); allowed: "),
+    (
+        put("optimizer", {}),
+        "optimizer is an unknown key (did you mean 'optimizers'?); it must be one of ",
+    ),
     (put("data/label_nois", 0.1), "data.label_nois is an unknown key (did you mean 'label_noise'?"),
     (put("training/milestone", []), "training.milestone is an unknown key (did you mean"),
-    (put("model/x", 1), "model.x is an unknown key; allowed: architectures, width"),
+    (put("model/x", 1), "model.x is an unknown key; it must be one of architectures, width"),
     (put("sharpness/roh", 1), "sharpness.roh is an unknown key (did you mean 'rho'?)"),
     (put(f"{SGD}/lrr", 1), "optimizers.sgd.lrr is an unknown key (did you mean 'lr'?)"),
     (put(f"{SGD}/name", "x"), "optimizers.sgd.name is an unknown key"),
@@ -205,7 +210,7 @@ WRONG: list[tuple[Change, str]] = [
     (
         put(f"{SGD}/architectures/resnet81", {}),
         "optimizers.sgd.architectures.resnet81 is an unknown key (did you mean 'resnet18'?); "
-        f"allowed: {', '.join(ARCHITECTURES)}",
+        f"it must be one of {', '.join(ARCHITECTURES)}",
     ),
     (
         put(f"{SGD}/architectures/vgg16/momentun", 0.5),
@@ -228,117 +233,149 @@ WRONG: list[tuple[Change, str]] = [
     (without(f"{SAM}/lr"), 'optimizers."sgd+sam".lr is missing'),
     (put("training/schedule", "step"), 'training.milestones is missing: schedule = "step"'),
     # something else where a table belongs
-    (put("data", 3), "data = 3: allowed is a table"),
-    (put("data", [{"name": "digits"}]), 'data = [{"name": "digits"}]: allowed is a table'),
-    (put("sharpness", "x"), 'sharpness = "x": allowed is a table'),
-    (put("optimizers", []), "optimizers = []: allowed is a table"),
-    (put("optimizers/sgd", 0.1), "optimizers.sgd = 0.1: allowed is a table"),
-    (put(f"{SGD}/architectures", 1), "optimizers.sgd.architectures = 1: allowed is a table"),
+    (put("data", 3), "data must be a table, got 3"),
+    (put("data", [{"name": "digits"}]), 'data must be a table, got [{"name": "digits"}]'),
+    (put("sharpness", "x"), 'sharpness must be a table, got "x"'),
+    (put("optimizers", []), "optimizers must be a table, got []"),
+    (put("optimizers/sgd", 0.1), "optimizers.sgd must be a table, got 0.1"),
+    (put(f"{SGD}/architectures", 1), "optimizers.sgd.architectures must be a table, got 1"),
     (
         put(f"{SGD}/architectures/vgg16", 0.1),
-        "optimizers.sgd.architectures.vgg16 = 0.1: allowed is a table",
+        "optimizers.sgd.architectures.vgg16 must be a table, got 0.1",
     ),
     # wrong types
-    (put("description", 1), "description = 1: allowed is a string"),
-    (put("against", 1), "against = 1: allowed is a string"),
-    (put("against", "tiny"), 'against = "tiny": allowed is the name of another protocol'),
-    (put("training/epochs", 2.0), f"training.epochs = 2.0: allowed is {COUNT}"),
-    (put("training/epochs", "2"), f'training.epochs = "2": allowed is {COUNT}'),
-    (put("training/epochs", True), f"training.epochs = true: allowed is {COUNT}"),
-    (put("training/epochs", 2**63), f"training.epochs = {2**63}: allowed is {COUNT}"),
-    (put(f"{SGD}/lr", True), "optimizers.sgd.lr = true: allowed is a number above 0"),
-    (put(f"{SGD}/lr", [0.1]), "optimizers.sgd.lr = [0.1]: allowed is a number above 0"),
-    (put(f"{SGD}/nesterov", 1), "optimizers.sgd.nesterov = 1: allowed is true or false"),
-    (put(f"{SAM}/adaptive", "no"), 'optimizers."sgd+sam".adaptive = "no": allowed is true or fals'),
-    (put("seeds", 0), "seeds = 0: allowed is a list of different whole numbers of at least 0"),
+    (put("description", 1), "description must be a string, got 1"),
+    (put("against", 1), "against must be a string, got 1"),
+    (put("against", "tiny"), 'against must be the name of another protocol, got "tiny"'),
+    (put("training/epochs", 2.0), f"training.epochs must be {COUNT}, got 2.0"),
+    (put("training/epochs", "2"), f'training.epochs must be {COUNT}, got "2"'),
+    (put("training/epochs", True), f"training.epochs must be {COUNT}, got true"),
+    (put("training/epochs", 2**63), f"training.epochs must be {COUNT}, got {2**63}"),
+    (put(f"{SGD}/lr", True), "optimizers.sgd.lr must be a number above 0, got true"),
+    (put(f"{SGD}/lr", [0.1]), "optimizers.sgd.lr must be a number above 0, got [0.1]"),
+    (put(f"{SGD}/nesterov", 1), "optimizers.sgd.nesterov must be true or false, got 1"),
+    (put(f"{SAM}/adaptive", "no"), 'optimizers."sgd+sam".adaptive must be true or false, got "no"'),
+    (put("seeds", 0), "seeds must be a list of different whole numbers of at least 0, got 0"),
     # out of range
-    (put("seeds", []), "seeds = []: allowed is a list of different whole numbers of at least 0"),
-    (put("seeds", [1, 1]), "seeds = [1, 1]: allowed is a list of different whole numbers"),
-    (put("seeds", [-1]), "seeds = [-1]: allowed is a list of different whole numbers of at least"),
-    (put("seeds", [0, True]), "seeds = true: allowed is a list of different whole numbers"),
-    (put("data/name", "mnist"), 'data.name = "mnist": allowed is one of "digits", "fashion-mnist"'),
-    (put("data/label_noise", 1), "data.label_noise = 1: allowed is a number in [0, 1)"),
-    (put("data/label_noise", -0.1), "data.label_noise = -0.1: allowed is a number in [0, 1)"),
-    (put("data/train_examples", 0), f"data.train_examples = 0: allowed is {COUNT}"),
+    (put("seeds", []), "seeds must be a list of different whole numbers of at least 0, got []"),
+    (
+        put("seeds", [1, 1]),
+        "seeds must be a list of different whole numbers of at least 0, got [1, 1]",
+    ),
+    (put("seeds", [-1]), "seeds must be a list of different whole numbers of at least 0, got [-1]"),
+    (
+        put("seeds", [0, True]),
+        "seeds must be a list of different whole numbers of at least 0, got true",
+    ),
+    (
+        put("data/name", "mnist"),
+        'data.name must be one of "digits", "fashion-mnist", "cifar10", "cifar100", got "mnist"',
+    ),
+    (put("data/label_noise", 1), "data.label_noise must be a number in [0, 1), got 1"),
+    (put("data/label_noise", -0.1), "data.label_noise must be a number in [0, 1), got -0.1"),
+    (put("data/train_examples", 0), f"data.train_examples must be {COUNT}, got 0"),
     (
         put("data/evaluation", "validation"),
-        'data.evaluation = "validation": allowed is "test" unless data.validation is above 0',
+        'data.evaluation must be "test" unless data.validation is above 0, got "validation"',
     ),
-    (put("training/batch_size", 1), "training.batch_size = 1: allowed is a whole number of at lea"),
-    (put("training/decay", 0), "training.decay = 0: allowed is a number in (0, 1]"),
-    (put("training/warmup_epochs", -1), "training.warmup_epochs = -1: allowed is a whole number"),
-    (put("training/precision", "fp16"), 'training.precision = "fp16": allowed is one of "fp32", '),
+    (
+        put("training/batch_size", 1),
+        "training.batch_size must be a whole number of at least 2, got 1",
+    ),
+    (put("training/decay", 0), "training.decay must be a number in (0, 1], got 0"),
+    (
+        put("training/warmup_epochs", -1),
+        "training.warmup_epochs must be a whole number of at least 0, got -1",
+    ),
+    (
+        put("training/precision", "fp16"),
+        'training.precision must be one of "fp32", "bf16", "auto", got "fp16"',
+    ),
     (
         lambda t: t["training"].update(schedule="step", milestones=[0.6, 0.3]),
-        "training.milestones = [0.6, 0.3]: allowed is rising numbers between 0 and 1",
+        "training.milestones must be rising numbers between 0 and 1, got [0.6, 0.3]",
     ),
     (
         lambda t: t["training"].update(schedule="step", milestones=[0.5, 1]),
-        "training.milestones = [0.5, 1]: allowed is rising numbers between 0 and 1",
+        "training.milestones must be rising numbers between 0 and 1, got [0.5, 1]",
     ),
     (
         put("training/milestones", [0.5]),
-        'training.milestones = [0.5]: allowed is no such key unless schedule = "step"',
+        'training.milestones must be absent unless schedule = "step", got [0.5]',
     ),
-    (put("model/architectures", []), "model.architectures = []: allowed is a list of different"),
+    (
+        put("model/architectures", []),
+        f"model.architectures must be {NAMES}, got []",
+    ),
     (
         put("model/architectures", ["resnet18", "resnet18"]),
-        'model.architectures = ["resnet18", "resnet18"]: allowed is a list of different names',
+        f'model.architectures must be {NAMES}, got ["resnet18", "resnet18"]',
     ),
     (
         put("model/architectures", ["resnet50"]),
-        'model.architectures = ["resnet50"]: allowed is a list of different names out of '
-        f"{', '.join(ARCHITECTURES)}",
+        f'model.architectures must be {NAMES}, got ["resnet50"]',
     ),
-    (put("model/width", 0), f"model.width = 0: allowed is {COUNT}"),
-    (put("sharpness/rho", 0), "sharpness.rho = 0: allowed is a number above 0"),
-    (put("sharpness/at_end", ["flatness"]), 'sharpness.at_end = "flatness": allowed is one of "'),
-    (put(f"{SGD}/base", "lion"), 'optimizers.sgd.base = "lion": allowed is one of "sgd", "adam", '),
-    (put(f"{SGD}/lr", 0), "optimizers.sgd.lr = 0: allowed is a number above 0"),
-    (put(f"{SGD}/lr", math.nan), "optimizers.sgd.lr = NaN: allowed is a number above 0"),
-    (put(f"{SGD}/lr", math.inf), "optimizers.sgd.lr = Infinity: allowed is a number above 0"),
-    (put(f"{SGD}/momentum", 1.0), "optimizers.sgd.momentum = 1.0: allowed is a number in [0, 1)"),
-    (put(f"{SGD}/weight_decay", -1), "optimizers.sgd.weight_decay = -1: allowed is a number of at"),
-    (put(f"{SAM}/rho", 0), 'optimizers."sgd+sam".rho = 0: allowed is a number above 0'),
+    (put("model/width", 0), f"model.width must be {COUNT}, got 0"),
+    (put("sharpness/rho", 0), "sharpness.rho must be a number above 0, got 0"),
+    (put("sharpness/at_end", ["flatness"]), 'sharpness.at_end must be one of "ascent_sharpness", '),
+    (
+        put(f"{SGD}/base", "lion"),
+        'optimizers.sgd.base must be one of "sgd", "adam", "adamw", got "lion"',
+    ),
+    (put(f"{SGD}/lr", 0), "optimizers.sgd.lr must be a number above 0, got 0"),
+    (put(f"{SGD}/lr", math.nan), "optimizers.sgd.lr must be a number above 0, got NaN"),
+    (put(f"{SGD}/lr", math.inf), "optimizers.sgd.lr must be a number above 0, got Infinity"),
+    (put(f"{SGD}/momentum", 1.0), "optimizers.sgd.momentum must be a number in [0, 1), got 1.0"),
+    (
+        put(f"{SGD}/weight_decay", -1),
+        "optimizers.sgd.weight_decay must be a number of at least 0, got -1",
+    ),
+    (put(f"{SAM}/rho", 0), 'optimizers."sgd+sam".rho must be a number above 0, got 0'),
     (
         put(f"{SAM}/rho", -math.inf),
-        'optimizers."sgd+sam".rho = -Infinity: allowed is a number abov',
+        'optimizers."sgd+sam".rho must be a number above 0, got -Infinity',
     ),
     (
         put(f"{SAM}/label_smoothing", 1),
-        'optimizers."sgd+sam".label_smoothing = 1: allowed is a num',
+        'optimizers."sgd+sam".label_smoothing must be a number in [0, 1), got 1',
     ),
     (
         put(f"{SGD}/architectures/vgg16/lr", -1),
-        "optimizers.sgd.architectures.vgg16.lr = -1: allowed is a number above 0",
+        "optimizers.sgd.architectures.vgg16.lr must be a number above 0, got -1",
     ),
     (
         put("optimizers/adam", {**tiny.ADAM, "betas": [0.9]}),
-        "optimizers.adam.betas = [0.9]: allowed is two numbers in [0, 1)",
+        "optimizers.adam.betas must be two numbers in [0, 1), got [0.9]",
     ),
     (
         put("optimizers/adam", {**tiny.ADAM, "betas": [0.9, 1]}),
-        "optimizers.adam.betas = [0.9, 1]: allowed is two numbers in [0, 1)",
+        "optimizers.adam.betas must be two numbers in [0, 1), got [0.9, 1]",
     ),
     # keys that another key forbids
     (
         put(f"{SGD}", {"base": "sgd", "lr": 1, "nesterov": True}),
-        "optimizers.sgd.nesterov = true: allowed is false unless momentum is above 0",
+        "optimizers.sgd.nesterov must be false unless momentum is above 0, got true",
     ),
-    (put(f"{SGD}/eta", 0.1), "optimizers.sgd.eta = 0.1: allowed is no such key unless rho is give"),
-    (put(f"{SGD}/adaptive", False), "optimizers.sgd.adaptive = false: allowed is no such key unle"),
+    (put(f"{SGD}/eta", 0.1), "optimizers.sgd.eta must be absent unless rho is given, got 0.1"),
+    (
+        put(f"{SGD}/adaptive", False),
+        "optimizers.sgd.adaptive must be absent unless rho is given, got false",
+    ),
     (
         put("optimizers/adam", {**tiny.ADAM, "momentum": 0.9}),
-        'optimizers.adam.momentum = 0.9: allowed is no such key unless base = "sgd"',
+        'optimizers.adam.momentum must be absent unless base = "sgd", got 0.9',
     ),
     (
         put("optimizers/adam", {**tiny.ADAM, "nesterov": False}),
-        'optimizers.adam.nesterov = false: allowed is no such key unless base = "sgd"',
+        'optimizers.adam.nesterov must be absent unless base = "sgd", got false',
     ),
-    (put(f"{SGD}/betas", [0.9, 0.9]), "optimizers.sgd.betas = [0.9, 0.9]: allowed is no such key"),
+    (
+        put(f"{SGD}/betas", [0.9, 0.9]),
+        'optimizers.sgd.betas must be absent unless base is "adam(w)", got [0.9, 0.9]',
+    ),
     (
         put(f"{SGD}/architectures/vgg16/base", "adam"),
-        "optimizers.sgd.architectures.vgg16.momentum = 0.9: allowed is no such key unless",
+        'optimizers.sgd.architectures.vgg16.momentum must be absent unless base = "sgd", got 0.9',
     ),
     # names
     (put("optimizers/SGD", tiny.SGD), "optimizers.SGD: a row's name must be lower-case letters"),
@@ -350,7 +387,7 @@ WRONG: list[tuple[Change, str]] = [
     (put("reference", {"source": "s", "seeds": 3}), "reference.test_accuracy is missing"),
     (
         put("reference", {"source": "s", "seeds": 3, "test_accuracy": {"vgg16": {}}}),
-        "reference.test_accuracy.vgg16 is an unknown key; allowed: resnet18",
+        "reference.test_accuracy.vgg16 is an unknown key; it must be one of resnet18",
     ),
     (
         put(
@@ -364,13 +401,14 @@ WRONG: list[tuple[Change, str]] = [
             "reference",
             {"source": "s", "seeds": 3, "test_accuracy": {"resnet18": {"sgd": [0.9, 101, 3]}}},
         ),
-        "reference.test_accuracy.resnet18.sgd = [0.9, 101, 3]: allowed is [mean, std]",
+        "reference.test_accuracy.resnet18.sgd must be [mean, std] of an accuracy in percent, "
+        "got [0.9, 101, 3]",
     ),
 ]
 
 
 @pytest.mark.parametrize(("change", "expected"), WRONG, ids=[text for _, text in WRONG])
-def test_an_error_names_file_key_value_and_what_is_allowed(
+def test_an_error_names_file_key_value_and_what_it_must_be(
     tmp_path: Path, change: Change, expected: str
 ) -> None:
     path = tiny.write(tmp_path, changed(change))
@@ -401,7 +439,7 @@ def test_a_file_that_is_no_protocol(tmp_path: Path, content: bytes, expected: st
 def test_hexadecimal_numbers_of_any_length_are_refused(tmp_path: Path) -> None:
     path = tiny.write(tmp_path)
     path.write_text(path.read_text().replace("[0]", f"[0x{'f' * 9_000}]"))
-    assert message(path).startswith(f"{path}: seeds = ")
+    assert message(path).startswith(f"{path}: seeds must be a list of different whole numbers")
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
@@ -427,8 +465,8 @@ def test_a_line_break_in_the_name_of_a_folder_is_shown_as_one_line(tmp_path: Pat
 def test_an_unknown_name_lists_those_that_are_known(tmp_path: Path) -> None:
     for name in ("digitz", "", "../digits", str(tmp_path), "digits.tml", "a\nb"):
         assert message(name) == (
-            f"protocol {name!r} is unknown; allowed: {', '.join(available())}, "
-            "or the path of a .toml file"
+            f"protocol must be one of {', '.join(available())}, or the path of a .toml file, "
+            f"got {name!r}".replace("\n", "\\n")
         )
 
 

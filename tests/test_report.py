@@ -5,7 +5,7 @@ import pytest
 from scipy import stats as reference
 
 from flatbench.errors import UsageError
-from flatbench.protocols.protocol import load
+from flatbench.protocols.reading import load
 from flatbench.records.quantities import quantity
 from flatbench.records.sections import sections
 from flatbench.report import chapters, render, tables

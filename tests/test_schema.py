@@ -1,4 +1,4 @@
-"""Tables are read into dataclasses, and every departure is one line that says what is allowed."""
+"""Tables are read into dataclasses, and every departure is one line that says what it must be."""
 
 import math
 from dataclasses import dataclass, field
@@ -64,55 +64,57 @@ def test_values_arrive_in_the_type_of_the_annotation() -> None:
 @pytest.mark.parametrize(
     ("table", "expected"),
     [
-        ({"x": 0}, "point.x = 0: allowed is a number above 0"),
-        ({"x": "1"}, 'point.x = "1": allowed is a number above 0'),
-        ({"x": True}, "point.x = true: allowed is a number above 0"),
-        ({"x": math.nan}, "point.x = NaN: allowed is a number above 0"),
-        ({"x": math.inf}, "point.x = Infinity: allowed is a number above 0"),
-        ({"x": 1e151}, "point.x = 1e+151: allowed is a number above 0"),
-        ({"x": None}, "point.x = null: allowed is a number above 0"),
-        ({"n": 1.0}, "point.n = 1.0: allowed is a whole number of at most 64 bits"),
-        ({"n": True}, "point.n = true: allowed is a whole number of at most 64 bits"),
-        ({"n": 2**63}, f"point.n = {2**63}: allowed is a whole number of at most 64 bits"),
-        ({"flag": 1}, "point.flag = 1: allowed is true or false"),
-        ({"flag": "true"}, 'point.flag = "true": allowed is true or false'),
-        ({"name": 1}, "point.name = 1: allowed is a string"),
-        ({"kind": "c"}, 'point.kind = "c": allowed is one of "a", "b"'),
-        ({"kind": []}, 'point.kind = []: allowed is one of "a", "b"'),
-        ({"version": 2}, "point.version = 2: allowed is one of 1"),
-        ({"version": True}, "point.version = true: allowed is one of 1"),
-        ({"version": 1.0}, "point.version = 1.0: allowed is one of 1"),
-        ({"pair": 1}, "point.pair = 1: allowed is two whole numbers"),
-        ({"pair": [1]}, "point.pair = [1]: allowed is two whole numbers"),
-        ({"pair": [1, 2.5]}, "point.pair = 2.5: allowed is two whole numbers"),
-        ({"kinds": "a"}, 'point.kinds = "a": allowed is a list'),
-        ({"kinds": ["a", "c"]}, 'point.kinds = "c": allowed is one of "a", "b"'),
-        ({"maybe": -1}, "point.maybe = -1: allowed is a number of at least 0"),
-        ({"by_name": 1}, "point.by_name = 1: allowed is a table"),
+        ({"x": 0}, "point.x must be a number above 0, got 0"),
+        ({"x": "1"}, 'point.x must be a number above 0, got "1"'),
+        ({"x": True}, "point.x must be a number above 0, got true"),
+        ({"x": math.nan}, "point.x must be a number above 0, got NaN"),
+        ({"x": math.inf}, "point.x must be a number above 0, got Infinity"),
+        ({"x": 1e151}, "point.x must be a number above 0, got 1e+151"),
+        ({"x": None}, "point.x must be a number above 0, got null"),
+        ({"n": 1.0}, "point.n must be a whole number of at most 64 bits, got 1.0"),
+        ({"n": True}, "point.n must be a whole number of at most 64 bits, got true"),
+        ({"n": 2**63}, f"point.n must be a whole number of at most 64 bits, got {2**63}"),
+        ({"flag": 1}, "point.flag must be true or false, got 1"),
+        ({"flag": "true"}, 'point.flag must be true or false, got "true"'),
+        ({"name": 1}, "point.name must be a string, got 1"),
+        ({"kind": "c"}, 'point.kind must be one of "a", "b", got "c"'),
+        ({"kind": []}, 'point.kind must be one of "a", "b", got []'),
+        ({"version": 2}, "point.version must be one of 1, got 2"),
+        ({"version": True}, "point.version must be one of 1, got true"),
+        ({"version": 1.0}, "point.version must be one of 1, got 1.0"),
+        ({"pair": 1}, "point.pair must be two whole numbers, got 1"),
+        ({"pair": [1]}, "point.pair must be two whole numbers, got [1]"),
+        ({"pair": [1, 2.5]}, "point.pair must be two whole numbers, got 2.5"),
+        ({"kinds": "a"}, 'point.kinds must be a list, got "a"'),
+        ({"kinds": ["a", "c"]}, 'point.kinds must be one of "a", "b", got "c"'),
+        ({"maybe": -1}, "point.maybe must be a number of at least 0, got -1"),
+        ({"by_name": 1}, "point.by_name must be a table, got 1"),
         (
             {"by_name": {"a b": math.nan}},
-            'point.by_name."a b" = NaN: allowed is a finite number, in size at most 1e150',
+            'point.by_name."a b" must be a finite number, in size at most 1e150, got NaN',
         ),
         (
             {"flagg": True},
-            "point.flagg is an unknown key (did you mean 'flag'?); allowed: anything, by_name, "
-            "flag, kind, kinds, maybe, n, name, pair, version, x",
+            "point.flagg is an unknown key (did you mean 'flag'?); it must be one of anything, "
+            "by_name, flag, kind, kinds, maybe, n, name, pair, version, x",
         ),
         (
             {"\n": 1},
-            'point."\\n" is an unknown key; allowed: anything, by_name, flag, kind, kinds, maybe, '
-            "n, name, pair, version, x",
+            'point."\\n" is an unknown key; it must be one of anything, by_name, flag, '
+            "kind, kinds, maybe, n, name, pair, version, x",
         ),
     ],
 )
-def test_each_error_names_file_key_value_and_what_is_allowed(
+def test_each_error_names_file_key_value_and_what_it_must_be(
     table: dict[str, Any], expected: str
 ) -> None:
     assert message(**table) == f"file.toml: {expected}"
 
 
 def test_what_the_caller_gives_is_no_key_of_the_table() -> None:
-    assert message(given="there").startswith("file.toml: point.given is an unknown key; allowed:")
+    assert message(given="there").startswith(
+        "file.toml: point.given is an unknown key; it must be one of"
+    )
 
 
 def test_a_missing_key_is_named() -> None:
@@ -156,7 +158,8 @@ def test_a_value_is_shown_on_one_short_line(value: Any) -> None:
 
 def test_a_number_of_thousands_of_digits_is_refused_like_any_other() -> None:
     # TOML's hexadecimal numbers have no limit of their own, Python's decimal text has one of 4,300
-    assert message(n=1 << 20_000).endswith(": allowed is a whole number of at most 64 bits")
+    must_be = "must be a whole number of at most 64 bits, got a number of thousands of digits"
+    assert message(n=1 << 20_000) == f"file.toml: point.n {must_be}"
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from flatbench.protocols.protocol import Protocol, load
+from flatbench.protocols.protocol import Protocol
+from flatbench.protocols.reading import load
 
 SGD = {"base": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4}
 ADAM = {"base": "adam", "lr": 0.002, "weight_decay": 5e-4}

@@ -1,18 +1,7 @@
-"""Data sets as whole tensors on the device, and the batches of them."""
+"""Data sets as whole tensors on the device, and their batches."""
 
-from flatbench.data.sources import (
-    DOWNLOADS,
-    PADDING,
-    DataSet,
-    Part,
-    augment,
-    batches,
-    download,
-    folder_of,
-    load,
-    noisy_labels,
-    pad,
-)
+from flatbench.data.batching import PADDING, augment, batches, noisy_labels, pad
+from flatbench.data.sources import DOWNLOADS, DataSet, Part, download, folder_of, load
 
 __all__ = [
     "DOWNLOADS",

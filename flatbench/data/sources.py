@@ -1,8 +1,7 @@
-"""Data sets as whole tensors on the device; a batch is an index, augmentation too.
+"""Reading data sets, splitting them, and holding them as whole tensors on the device.
 
 Images stay uint8 in [N, H, W, C] and become normalised float32 a batch at a time, with the mean
-and standard deviation of the training part. One advanced index picks a batch's images, crops and
-flips them, and yields channels_last memory for free.
+and standard deviation of the training part.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import math
 import os
 import struct
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,12 +21,10 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
-from torch.nn import functional as F
 
 from flatbench.errors import UsageError
 from flatbench.protocols import protocol
 
-PADDING = 4  # pixels of black around an image that is to be cropped at random
 # The splits are the same for every case and every run, so their seed is no one's to choose.
 SPLIT_SEED = 0
 
@@ -131,8 +127,8 @@ def _split(
         )
     except ValueError:
         raise UsageError(
-            f"{wish}: allowed is what splits the {len(part[1])} training images into two parts of "
-            f"at least {len(np.unique(part[1]))} images, one of each class"
+            f"{wish} must split the {len(part[1])} training images into two parts of at least "
+            f"{len(np.unique(part[1]))} images, one of each class"
         ) from None
     rest, taken = np.sort(rest), np.sort(taken)
     return (part[0][rest], part[1][rest]), (part[0][taken], part[1][taken])
@@ -221,59 +217,3 @@ def _cifar(name: str, root: Path) -> tuple[tuple[Images, Labels], tuple[Images, 
         ) from None
     train, test = ((part.data, np.array(part.targets, dtype=np.int64)) for part in parts)
     return train, test
-
-
-def noisy_labels(labels: Tensor, classes: int, fraction: float, rng: torch.Generator) -> Tensor:
-    """Replace exactly ``round(fraction * N)`` of the labels [N] by a wrong class, uniformly.
-
-    Symmetric noise as in Zhang and Sabuncu 2018 (arXiv:1805.07836), but without the labels that
-    chance would leave right.
-    """
-    flipped = torch.randperm(len(labels), generator=rng)[: round(fraction * len(labels))]
-    shift = torch.randint(1, classes, (len(flipped),), generator=rng)
-    noisy = labels.clone()
-    flipped, shift = flipped.to(labels.device), shift.to(labels.device)
-    noisy[flipped] = (noisy[flipped] + shift) % classes
-    return noisy
-
-
-def batches(
-    examples: int, batch_size: int, rng: torch.Generator, device: torch.device | str
-) -> Iterator[Tensor]:
-    """Yield the indices [batch] of one epoch in random order.
-
-    A last batch that is smaller is used like the others, but for one of a single example, which
-    BatchNorm cannot normalise.
-    """
-    order = torch.randperm(examples, generator=rng, device=rng.device).to(device)
-    for batch in torch.split(order, batch_size):
-        if len(batch) > 1:
-            yield batch
-
-
-def augment(images: Tensor, batch: Tensor, kind: str, size: int, rng: torch.Generator) -> Tensor:
-    """Pick a batch [B] out of ``images``, cropped and flipped at random, as uint8 [B, s, s, C].
-
-    ``images`` [N, s + 2·PADDING, s + 2·PADDING, C] must have been padded by `pad`; with kind
-    "none" they must not, and come out as they are. Each image has a crop and a flip of its own.
-    """
-    if kind == "none":
-        return images[batch]
-    count = len(batch)
-
-    def draw(high: int, shape: tuple[int, ...]) -> Tensor:
-        drawn = torch.randint(high, shape, generator=rng, device=rng.device)
-        return drawn.to(batch.device)
-
-    pixels = torch.arange(size, device=batch.device)
-    offsets = draw(2 * PADDING + 1, (2, count, 1))
-    columns = pixels.expand(count, size)
-    if kind == "crop-flip":
-        columns = torch.where(draw(2, (count, 1)) == 1, size - 1 - columns, columns)
-    rows, columns = offsets[0] + pixels, offsets[1] + columns
-    return images[batch[:, None, None], rows[:, :, None], columns[:, None, :]]
-
-
-def pad(images: Tensor) -> Tensor:
-    """Put PADDING black pixels around images [N, H, W, C]."""
-    return F.pad(images, (0, 0, PADDING, PADDING, PADDING, PADDING))

@@ -25,7 +25,7 @@ from flatbench.errors import UsageError
 from flatbench.execution.progress import Progress, Run
 from flatbench.files import write_json
 from flatbench.protocols.cases import Case
-from flatbench.records.record import Record
+from flatbench.records.record import Record, of_case
 from flatbench.records.store import Store
 from flatbench.training import checkpoint
 
@@ -37,7 +37,6 @@ class _Job:
     device: str
     data_dir: Path | None
     store: Store | None
-    compiled: bool
 
 
 def cores() -> int:
@@ -70,13 +69,12 @@ def start(
     workers: int | None = None,
     data_dir: Path | None = None,
     store: Store | None = None,
-    compiled: bool = False,
 ) -> Iterator[Run]:
     """Train cases in the background; leaving the block ends the workers, finished or not.
 
     ``workers`` defaults to the number of processors, or of GPUs on CUDA. Each record goes into the
     store as soon as it is there. A case that raises or whose worker dies gives a record with
-    status "failed", never an exception. ``compiled``: see `flatbench.training.trainer.train`.
+    status "failed", never an exception.
 
     Raises:
         UsageError: the device or the data set is not there, fewer than one worker is asked for,
@@ -93,13 +91,13 @@ def start(
     if workers is None:
         workers = cores() if devices == ["cpu"] else len(devices)
     if workers < 1:
-        raise UsageError(f"--workers = {workers}: allowed is a whole number of at least 1")
+        raise UsageError(f"--workers must be a whole number of at least 1, got {workers}")
 
     progress = Progress(cases)
     run = Run({case.id: Future() for case in cases}, progress)
     waiting: queue.SimpleQueue[Case] = queue.SimpleQueue()
     for case in cases:
-        key = provenance.key(case.cell_hash(), case.seed, torch.device(devices[0]), compiled)
+        key = provenance.key(case.cell_hash(), case.seed, torch.device(devices[0]))
         record = store.finished(case, key) if store else None
         if record is None:
             waiting.put(case)
@@ -114,7 +112,7 @@ def start(
             args=(
                 waiting,
                 run,
-                _Job(devices[slot % len(devices)], data_dir, store, compiled),
+                _Job(devices[slot % len(devices)], data_dir, store),
                 stop,
             ),
             daemon=True,
@@ -214,21 +212,7 @@ def _cause(exitcode: int | None) -> str:
 
 def failed(case: Case, reason: str) -> Record:
     """Return the record of a case that came to no end of its own."""
-    return Record(
-        protocol=case.protocol.name,
-        architecture=case.architecture,
-        optimizer=case.optimizer,
-        seed=case.seed,
-        base_row=case.protocol.base_of(case.optimizer),
-        base=case.row.base,
-        status="failed",
-        reason=reason,
-        evaluation=case.protocol.data.evaluation,
-        provenance={
-            "common_hash": case.protocol.common_hash(),
-            "cell_hash": case.cell_hash(),
-        },
-    )
+    return of_case(case, {}, status="failed", reason=reason)
 
 
 def _work(connection: Connection, job: _Job) -> None:
@@ -251,7 +235,6 @@ def _work(connection: Connection, job: _Job) -> None:
                 case,
                 device_name=job.device,
                 data_dir=job.data_dir,
-                compiled=job.compiled,
                 on_epoch=lambda number, epoch: connection.send((number, epoch)),
                 checkpoints=store.checkpoint(case) if store else None,
                 resume=store is not None and store.resume,

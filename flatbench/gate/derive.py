@@ -85,7 +85,7 @@ def derive(
     label = plain(section.protocol)
     for name, value in (("level", level), ("pair_level", pair_level)):
         if not 0.5 < value < 1:
-            raise UsageError(f"{name} = {value}: allowed is {LEVELS.allowed}")
+            raise UsageError(f"{name} = {value}: allowed is {LEVELS.must_be}")
     for key in ("common_hash", "cell_hash", "commit"):
         if not all(isinstance(r.provenance.get(key), str) for r in section.records):
             raise UsageError(f"{label}: a record of the baseline does not say provenance.{key}")

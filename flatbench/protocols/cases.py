@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from flatbench.errors import UsageError
-from flatbench.protocols.protocol import Protocol, Row, load
+from flatbench.protocols.protocol import Protocol, Row
+from flatbench.protocols.reading import load
 
 _T = TypeVar("_T")
 
@@ -80,8 +81,8 @@ def from_id(text: str, protocol: str | None = None) -> Case:
     found = re.fullmatch(r"([^/]+)/([^/]+)/([^/]+)/seed([0-9]{1,18})", text)
     if found is None:
         raise UsageError(
-            f"case {text!r}: allowed is PROTOCOL/ARCHITECTURE/OPTIMIZER/seedN, "
-            "as flatbench list --protocol NAME prints it"
+            "case must be PROTOCOL/ARCHITECTURE/OPTIMIZER/seedN, "
+            f"as flatbench list --protocol NAME prints it, got {text!r}"
         )
     name, architecture, optimizer, seed = found.groups()
     settings = load(protocol or name)
@@ -96,7 +97,8 @@ def _selected(
     for name in wanted or ():
         if name not in has:
             raise UsageError(
-                f"{option}: protocol {protocol.name!r} has no {name!r}; allowed: {', '.join(has)}"
+                f"{option} must be among {', '.join(has)} for protocol {protocol.name!r}, "
+                f"got {name!r}"
             )
     return _distinct(option, wanted or has)
 

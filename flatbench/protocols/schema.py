@@ -2,7 +2,7 @@
 
 An annotation says what a key may hold: a plain type, ``Literal`` choices, ``Annotated`` with a
 `Check`, tuples and dicts of these, and ``X | None``. Every departure is one `UsageError`
-naming file, key, value and what is allowed.
+that names the file, the key, what it must be, and what was found.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Check:
-    """A condition on a value, and the words that name it in an error."""
+    """A condition on a value, and the words for it in an error: "must be ..."."""
 
     holds: Callable[[Any], bool]
-    allowed: str
+    must_be: str
 
 
 # Squares of what is read must be finite too, and whole numbers fit 64 bits as TOML's do.
@@ -55,20 +55,20 @@ class Reader:
 
     source: Path | str
 
-    def error(self, key: str, value: object, allowed: str) -> UsageError:
-        """Return the error of a value that is not allowed."""
-        return UsageError(f"{self.source}: {key} = {shown(value)}: allowed is {allowed}")
+    def error(self, key: str, value: object, must_be: str) -> UsageError:
+        """Return the error for a key that holds a wrong value."""
+        return UsageError(f"{self.source}: {key} must be {must_be}, got {shown(value)}")
 
-    def known(self, table: Mapping[str, Any], allowed: Iterable[str], prefix: str) -> None:
-        """Raise unless every key of the table is one of the allowed."""
-        names = sorted(allowed)
+    def known(self, table: Mapping[str, Any], keys: Iterable[str], prefix: str) -> None:
+        """Raise unless every key of the table is one of ``keys``."""
+        names = sorted(keys)
         for key in table:
             if key not in names:
                 near = difflib.get_close_matches(key, names, n=1)
                 hint = f" (did you mean {near[0]!r}?)" if near else ""
                 raise UsageError(
-                    f"{self.source}: {prefix}{quoted(key)} is an unknown key{hint}; "
-                    f"allowed: {', '.join(names)}"
+                    f"{self.source}: {prefix}{quoted(key)} is an unknown key{hint}; it "
+                    f"must be one of {', '.join(names)}"
                 )
 
     def table(self, value: object, key: str) -> dict[str, Any]:
@@ -93,14 +93,14 @@ class Reader:
         if _origin(hint) is not Annotated:
             return self._typed(value, hint, key, None)
         inner, *checks = _arguments(hint)
-        allowed = "; ".join(check.allowed for check in checks)
-        converted = self._typed(value, inner, key, allowed)
+        must_be = "; ".join(check.must_be for check in checks)
+        converted = self._typed(value, inner, key, must_be)
         if not all(check.holds(converted) for check in checks):
-            raise self.error(key, value, allowed)
+            raise self.error(key, value, must_be)
         return converted
 
     def _typed(  # noqa: PLR0911 - one return for each kind of annotation
-        self, value: object, hint: Any, key: str, allowed: str | None
+        self, value: object, hint: Any, key: str, must_be: str | None
     ) -> Any:
         origin, arguments = _origin(hint), _arguments(hint)
         if origin in (types.UnionType, typing.Union):  # X | None
@@ -113,8 +113,8 @@ class Reader:
             return value
         if origin is tuple:
             if not isinstance(value, list):
-                raise self.error(key, value, allowed or "a list")
-            return tuple(self._typed(v, arguments[0], key, allowed) for v in value)
+                raise self.error(key, value, must_be or "a list")
+            return tuple(self._typed(v, arguments[0], key, must_be) for v in value)
         if origin is dict:
             table = self.table(value, key)
             return {k: self.value(v, arguments[1], f"{key}.{quoted(k)}") for k, v in table.items()}
@@ -127,7 +127,7 @@ class Reader:
             return value
         if hint in (bool, str) and isinstance(value, hint):
             return value
-        raise self.error(key, value, allowed or _PLAIN[hint])
+        raise self.error(key, value, must_be or _PLAIN[hint])
 
 
 def quoted(key: str) -> str:

@@ -52,14 +52,12 @@ def source_hash() -> str:
     return digest.hexdigest()[:12]
 
 
-def key(cell_hash: str, seed: int, device: torch.device, compiled: bool = False) -> str:
+def key(cell_hash: str, seed: int, device: torch.device) -> str:
     """Return what two runs must share for one to stand for the other, bit for bit.
 
-    The protocol's content for the case, the seed, the sources that train, torch, the device, and
-    whether the model was compiled.
+    The protocol's content for the case, the seed, the sources that train, torch and the device.
     """
     parts = [cell_hash, str(seed), source_hash(), torch.__version__, _device_name(device)]
-    parts += ["compiled"] * compiled
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
 

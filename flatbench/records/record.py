@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final, Literal
 
+from flatbench.protocols.cases import Case
 from flatbench.protocols.schema import Check
 
 SCHEMA_VERSION: Final = 1
@@ -98,3 +100,22 @@ class Record:
         for key in ("resumed_after", "warm_up_seconds", "capture_seconds"):
             table["provenance"].pop(key, None)  # asdict made a copy
         return table
+
+
+def of_case(case: Case, provenance: Mapping[str, Any], **results: Any) -> Record:
+    """Return a case's record: what the case alone decides, its provenance, and its results."""
+    return Record(
+        protocol=case.protocol.name,
+        architecture=case.architecture,
+        optimizer=case.optimizer,
+        seed=case.seed,
+        base_row=case.protocol.base_of(case.optimizer),
+        base=case.row.base,
+        evaluation=case.protocol.data.evaluation,
+        provenance={
+            **provenance,
+            "common_hash": case.protocol.common_hash(),
+            "cell_hash": case.cell_hash(),
+        },
+        **results,
+    )

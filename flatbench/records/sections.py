@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from flatbench.errors import UsageError
-from flatbench.protocols.protocol import Protocol, Reference, available, load
+from flatbench.protocols.protocol import Protocol, Reference
+from flatbench.protocols.reading import available, load
 from flatbench.records.quantities import FIELDS, QUANTITIES, TEST_ACCURACY, value_of
 from flatbench.records.record import Record
 from flatbench.text import plain

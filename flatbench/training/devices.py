@@ -24,7 +24,7 @@ def find(name: str) -> torch.device:
         return torch.device("cpu")
     kind, colon, index = name.partition(":")
     if kind != "cuda" or (colon and not (index.isascii() and index.isdecimal())):
-        raise UsageError(f"--device = {name!r}: allowed is cpu, cuda, cuda:N or auto")
+        raise UsageError(f"--device must be cpu, cuda, cuda:N or auto, got {name!r}")
     if not torch.cuda.is_available():
         raise UsageError(f"--device = {name!r}: torch {torch.__version__} finds no CUDA device")
     if int(index or 0) >= torch.cuda.device_count():

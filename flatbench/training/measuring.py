@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from flatbench.data import DataSet
 from flatbench.protocols.protocol import Sharpness
+from flatbench.records.quantities import CLEAN, STANDARD_ERROR
 from flatbench.sharpness import (
     LossSurface,
     Measure,
@@ -71,16 +72,16 @@ def measure(
 ) -> dict[str, float | None]:
     """Return each measure on the protocol's fixed part of the training images, unaugmented.
 
-    The loss is the plain cross-entropy, whatever a row trains with. ``labels`` [N] are those
-    trained on; where they differ from the true ones, each measure is also taken with those, under
-    its name and "_clean"; with ``standard_errors`` also those measures' that have one, under the
-    measure's name and "_standard_error". A value that is not finite is None.
+    The loss is the plain cross-entropy, whatever a row trains with. ``labels`` [N] are the labels
+    that the run trains on. Where they differ from the true ones, each measure is taken with the
+    true ones too, under its name and `CLEAN`. With ``standard_errors``, a measure that has one
+    gives it under its name and `STANDARD_ERROR`. A value that is not finite becomes None.
     """
     picked = examples(dataset, rule)
     images = dataset.normalise(dataset.train.images[picked])
     sides = {"": labels[picked]}
     if not torch.equal(labels, dataset.train.labels):
-        sides["_clean"] = dataset.train.labels[picked]
+        sides[CLEAN] = dataset.train.labels[picked]
     surfaces = {
         side: loss_surface(model, F.cross_entropy, images, targets, batchnorm=rule.batchnorm)
         for side, targets in sides.items()
@@ -91,5 +92,5 @@ def measure(
             found = MEASURES[name](surface, rule)
             values[f"{name}{side}"] = found.value
             if standard_errors and found.standard_error is not None:
-                values[f"{name}{side}_standard_error"] = found.standard_error
+                values[f"{name}{side}{STANDARD_ERROR}"] = found.standard_error
     return {name: v if v is not None and math.isfinite(v) else None for name, v in values.items()}

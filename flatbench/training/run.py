@@ -26,7 +26,6 @@ class Run:
     images: Tensor  # of the training part, padded if they are to be cropped
     labels: Tensor  # of the training part, with the case's noise
     model: nn.Module
-    forward: Callable[[Tensor], Tensor]  # the model as the training steps call it
     optimizer: torch.optim.Optimizer
     precision: str
     shuffle: torch.Generator

@@ -25,7 +25,7 @@ BASES: dict[str, Any] = {  # classes; torch's stub of their common parent knows 
 }
 
 
-def prepare(case: Case, dataset: data.DataSet, *, compiled: bool = False) -> Run:
+def prepare(case: Case, dataset: data.DataSet) -> Run:
     """Return a case before its first step, on the device that the data set is on."""
     settings, where = case.protocol, dataset.train.labels.device
     images = dataset.train.images
@@ -41,13 +41,11 @@ def prepare(case: Case, dataset: data.DataSet, *, compiled: bool = False) -> Run
         images=images if settings.data.augmentation == "none" else data.pad(images),
         labels=training_labels(case, dataset),
         model=model,
-        # Not dynamic: each size of batch has kernels of its own, whatever was compiled before.
-        forward=torch.compile(model, dynamic=False) if compiled else model,
         optimizer=build_optimizer(case.row, model),
         precision=precision,
         shuffle=stream(case.seed, "batches"),
         crops=stream(case.seed, "augmentation", where),
-        key=provenance.key(case.cell_hash(), case.seed, where, compiled),
+        key=provenance.key(case.cell_hash(), case.seed, where),
     )
     run.step = functools.partial(take_step, run)
     if where.type == "cuda":

@@ -77,7 +77,7 @@ def batch_loss(run: Run, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor
     if smoothing is None:
         smoothing = run.case.protocol.training.label_smoothing
     with torch.autocast(run.where.type, torch.bfloat16, enabled=run.precision == "bf16"):
-        logits = run.forward(images)
+        logits = run.model(images)
     logits = logits.float()
     return F.cross_entropy(logits, labels, label_smoothing=smoothing), logits.detach()
 

@@ -22,7 +22,7 @@ from flatbench.files import write_atomically
 from flatbench.optim import SAM
 from flatbench.protocols.cases import Case
 from flatbench.records import provenance
-from flatbench.records.record import Epoch, Record
+from flatbench.records.record import Epoch, Record, of_case
 from flatbench.training import checkpoint, devices, measuring, meter
 from flatbench.training.run import Run, close, load_optimizer
 from flatbench.training.setup import prepare
@@ -44,7 +44,6 @@ def train(
     checkpoints: Path | None = None,
     resume: bool = False,
     weights: Path | None = None,
-    compiled: bool = False,
 ) -> Record:
     """Train one case from its seed and return what was measured.
 
@@ -59,8 +58,7 @@ def train(
 
     With ``checkpoints``, a file, the run can be killed at any moment and, with ``resume``, goes on
     from the last checkpoint of the same case, code and device to the same record. ``weights`` is
-    where the final weights go, as safetensors. With ``compiled`` the training steps call the model
-    through `torch.compile`: other roundings, and minutes of compilation a process.
+    where the final weights go, as safetensors.
 
     Raises:
         UsageError: the device or the data set is not there.
@@ -69,10 +67,10 @@ def train(
     devices.use_ieee_fp32(where)
     dataset = data.load(case.protocol.data, where, data_dir)
     warm_up_seconds = 0.0
-    if _builds_kernels(where, compiled):
-        warm_up_seconds = _warm_up(case, dataset, compiled=compiled)
+    if _builds_kernels(where):
+        warm_up_seconds = _warm_up(case, dataset)
     meter.reset_peak_memory(where)
-    run = prepare(case, dataset, compiled=compiled)
+    run = prepare(case, dataset)
     run.warm_up_seconds = warm_up_seconds
     try:
         return _train(run, on_epoch, checkpoints, resume, weights)
@@ -116,18 +114,18 @@ def _train(
     return _record(run, reason, statistics.mean(calibration))
 
 
-def _builds_kernels(where: torch.device, compiled: bool) -> bool:
-    return compiled or where.type == "cuda"
+def _builds_kernels(where: torch.device) -> bool:
+    return where.type == "cuda"
 
 
-def _warm_up(case: Case, dataset: data.DataSet, *, compiled: bool) -> float:
+def _warm_up(case: Case, dataset: data.DataSet) -> float:
     """Compile and choose the kernels of a case's steps, and return the seconds that it took.
 
     It takes steps with a twin of the run, which is then dropped. The run itself is prepared from
     its seed afterwards, and knows nothing of it.
     """
     start = time.perf_counter()
-    twin = prepare(case, dataset, compiled=compiled)
+    twin = prepare(case, dataset)
     try:
         twin.model.train()
         whole = case.protocol.training.batch_size
@@ -244,31 +242,22 @@ def _record(run: Run, reason: str | None, calibration: float) -> Record:
             "sam_sharpness": last.sam_sharpness,
             "sharpness": _measure(run, case.protocol.sharpness.at_end, True),
         }
-    return Record(
-        protocol=case.protocol.name,
-        architecture=case.architecture,
-        optimizer=case.optimizer,
-        seed=case.seed,
-        base_row=case.protocol.base_of(case.optimizer),
-        base=case.row.base,
+    came_from = provenance.describe(run.where, run.precision) | {
+        "key": run.key,
+        "resumed_after": run.resumed_after,
+        "warm_up_seconds": run.warm_up_seconds,
+        "capture_seconds": run.capture_seconds,
+    }
+    return of_case(
+        case,
+        came_from,
         status="completed" if reason is None else "diverged",
         reason=reason,
-        evaluation=case.protocol.data.evaluation,
         gradient_evaluations=sum(epoch.gradient_evaluations for epoch in history),
         seconds=sum(epoch.seconds for epoch in history),
         calibration_seconds=calibration,
         peak_memory=meter.peak_memory(run.where),
         history=tuple(history),
         sharpness_history={name: tuple(column) for name, column in run.sharpness_history.items()},
-        provenance=provenance.describe(run.where, run.precision)
-        | {
-            "compiled": run.forward is not run.model,
-            "common_hash": case.protocol.common_hash(),
-            "cell_hash": case.cell_hash(),
-            "key": run.key,
-            "resumed_after": run.resumed_after,
-            "warm_up_seconds": run.warm_up_seconds,
-            "capture_seconds": run.capture_seconds,
-        },
         **final,
     )

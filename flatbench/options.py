@@ -1,0 +1,68 @@
+"""The options that the command line and pytest share: each is defined and read here alone."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+Options = Mapping[str, Mapping[str, Any]]  # an option's name -> the arguments of `add_argument`
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Parse "sgd,sgd+sam"."""
+    parts = tuple(part.strip() for part in text.split(","))
+    if not all(parts):
+        raise argparse.ArgumentTypeError(f"must be names separated by commas, got {text!r}")
+    return parts
+
+
+def seeds(text: str) -> tuple[int, ...]:
+    """Parse "0,1,2", "0-9" or a mixture of the two."""
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        ends = (first, last if dash else first)
+        if not all(map(_is_whole, ends)) or int(ends[0]) > int(ends[1]):
+            raise argparse.ArgumentTypeError(f"must be a list such as 0,1,2 or 0-9, got {text!r}")
+        found += range(int(ends[0]), int(ends[1]) + 1)
+    return tuple(found)
+
+
+def count(text: str) -> int:
+    """Parse a whole number of at least 1."""
+    if not _is_whole(text) or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def _is_whole(text: str) -> bool:
+    return text.isascii() and text.isdecimal()
+
+
+SELECTION: Final[Options] = {
+    "--protocol": {"default": "digits", "help": "a name, or the path of a .toml file"},
+    "--architectures": {"type": names, "help": "comma-separated (default: all)"},
+    "--optimizers": {"type": names, "help": "comma-separated (default: all)"},
+    "--seeds": {"type": seeds, "help": "as 0,1,2 or 0-9 (default: the protocol's)"},
+}
+MACHINE: Final[Options] = {
+    "--device": {"default": "auto", "help": "cpu, cuda, cuda:N or auto (default)"},
+    "--data-dir": {"type": Path, "help": "the folder of the data sets"},
+}
+RESULTS: Final[Options] = {
+    "--results": {"type": Path, "default": Path("results"), "help": "default: results"},
+}
+TRAINING: Final[Options] = {
+    "--workers": {"type": count, "help": "processes (default: one a core, or one a GPU)"},
+    "--resume": {"action": "store_true", "help": "go on with a run that was killed"},
+    "--keep-weights": {"action": "store_true", "help": "keep the final weights"},
+}
+
+
+def add(to: Callable[..., object], *options: Options) -> None:
+    """Add options by ``to``: argparse's `add_argument`, or pytest's `addoption`."""
+    for group in options:
+        for name, arguments in group.items():
+            to(name, **arguments)
