@@ -1,8 +1,15 @@
 """Where cases run: worker processes on this machine, each training one case at a time.
 
 A worker is a spawned process with one torch thread, so a record does not depend on how many
-workers there were. A thread in the parent feeds each worker; if a worker dies, its case is
-recorded as failed, and a new worker takes the next.
+workers there were. A thread of the parent feeds each worker:
+
+    queue of cases ─> feeder thread <─pipe─> worker process
+                           └─> the store, then the case's future
+
+A case goes down the pipe; epochs come up it while it trains, and its record at the end. If the
+worker dies, its case is recorded as failed, and a new worker takes the next. The record is written
+before the future is set, so whoever has waited for it finds it on the disk. Only the parent writes
+records, only the worker writes checkpoints and weights.
 """
 
 from __future__ import annotations
@@ -141,7 +148,7 @@ def _feed(
     while not stop.is_set():
         try:
             case = waiting.get_nowait()
-        except queue.Empty:
+        except queue.Empty:  # nothing is put there after the start: it stays empty
             break
         future = run.futures[case.id]
         try:
@@ -150,6 +157,7 @@ def _feed(
             record = _supervise(*worker, case, run.progress, stop)
             if record is None:  # stopped
                 break
+            # A failed case keeps its checkpoint, from which --resume tries it again.
             if store is not None:
                 write_json(store.record(case), record.to_json())
                 if record.status != "failed":
@@ -172,7 +180,7 @@ def _spawn(job: _Job) -> tuple[BaseProcess, Connection]:
     ours, theirs = spawn.Pipe()
     process = spawn.Process(target=_work, args=(theirs, job), daemon=True)
     process.start()
-    theirs.close()
+    theirs.close()  # or the pipe would stay open after the worker's death, and nobody notice it
     return process, ours
 
 
@@ -187,7 +195,7 @@ def _supervise(
     try:
         connection.send(case)
         while not stop.is_set():
-            if not connection.poll(0.2):
+            if not connection.poll(0.2):  # seconds until a stop is noticed
                 continue
             message = connection.recv()
             if isinstance(message, Record):

@@ -86,6 +86,7 @@ def _train(
     weights: Path | None,
 ) -> Record:
     case, where = run.case, run.where
+    # Before and after the training, so that a machine that slows down meanwhile shows in the mean.
     calibration = [meter.calibration_seconds(where)]
     if resume and checkpoints is not None:
         _resume(run, checkpoints)
@@ -102,11 +103,14 @@ def _train(
             run.sharpness_history.setdefault(name, []).append(value)
         if on_epoch is not None:
             on_epoch(number, epoch)
+        # The last one took `cost` seconds: with this pause the share of writing stays constant,
+        # whether an epoch takes a second or an hour.
         now = time.perf_counter()
         if checkpoints is not None and now - written >= cost / CHECKPOINT_SHARE:
             checkpoint.save(checkpoints, _state(run))
             written = time.perf_counter()
             cost = written - now
+    # Before the record: whoever finds a record of --keep-weights finds its weights, too.
     if weights is not None and reason is None:
         tensors = {name: t.contiguous() for name, t in run.model.state_dict().items()}
         write_atomically(weights, safetensors.torch.save(tensors))
@@ -175,6 +179,7 @@ def _epoch(run: Run, number: int) -> Epoch:
         Diverged: a sum over the epoch, a gradient, or the test loss is not finite.
     """
     case, settings = run.case, run.case.protocol
+    # Drawn before the clock starts, and whole: the learning rate needs their number.
     batches = list(
         data.batches(len(run.labels), settings.training.batch_size, run.shuffle, run.where)
     )
@@ -188,6 +193,7 @@ def _epoch(run: Run, number: int) -> Epoch:
         set_learning_rate(run.optimizer, learning_rate(case, number - 1 + i / len(batches)))
         sums += run.step(batch)
     skipped = _skipped_steps(run) - skipped
+    # The epoch's one wait for the device. What follows reads Python's floats.
     loss, hits, norms, skips = torch.cat([sums, skipped.double().reshape(1)]).tolist()
     seconds = time.perf_counter() - start - (run.capture_seconds - captured)
     if not math.isfinite(loss):
