@@ -90,9 +90,10 @@ def flatbench_step(case: Case, dataset: data.DataSet) -> tuple[Step, run.Run]:
 
 def plain_step(case: Case, dataset: data.DataSet) -> Step:
     row, model = case.row, setup.build_model(case, dataset)
+    assert row.rho is not None
+    assert row.lr is not None
     model = model.to(memory_format=torch.contiguous_format)
     base = torch.optim.SGD(model.parameters(), row.lr, row.momentum, weight_decay=row.weight_decay)
-    assert row.rho is not None
     optimizer = PerTensorSAM(model.parameters(), base, row.rho, adaptive=False)
     training, settings = case.protocol.training, case.protocol.data
     loop = PlainLoop(model, optimizer, dataset, training.batch_size, settings.augmentation)

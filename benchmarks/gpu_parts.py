@@ -135,7 +135,7 @@ def engine(setting: Setting, run: Run) -> Result:
 
     settings = load(setting.protocol)
     reverse = [
-        f"--architectures={','.join(reversed(settings.model.architectures))}",
+        f"--architectures={','.join(reversed(settings.model.names))}",
         f"--optimizers={','.join(reversed(tuple(settings.optimizers)))}",
         "--workers=1",
     ]

@@ -22,7 +22,7 @@ def protocols(tmp_path: Path) -> tuple[Protocol, Protocol]:
     whole = tiny.table(model={"width": 4, "architectures": ["resnet18", "vgg16"]})
     base = tiny.protocol(tmp_path, whole)
     training = {**whole["training"], "precision": "bf16"}
-    other = whole | {"training": training, "against": "tiny"}
+    other = whole | {"training": training, "compare_with": "tiny"}
     return base, tiny.protocol(tmp_path, other, "tiny-bf16")
 
 
@@ -117,7 +117,7 @@ def test_every_format_has_it(protocols, form: str) -> None:
 @pytest.mark.parametrize("name", ["digits", "fashion"])
 def test_the_bf16_protocols_are_their_counterparts_but_for_the_precision(name: str) -> None:
     base, other = load(name), load(f"{name}-bf16")
-    assert other.against == name
+    assert other.compare_with == name
     assert base.training.precision == "fp32"
     assert other.training == dataclasses.replace(base.training, precision="bf16")
     for part in ("data", "model", "sharpness"):
@@ -125,5 +125,5 @@ def test_the_bf16_protocols_are_their_counterparts_but_for_the_precision(name: s
     rows = {name for name in base.optimizers if not name.endswith("-2x")}
     assert set(other.optimizers) == rows
     for row in rows:
-        for architecture in base.model.architectures:
+        for architecture in base.model.names:
             assert other.optimizer(row, architecture) == base.optimizer(row, architecture)

@@ -62,7 +62,7 @@ def test_every_shipped_protocol_loads_and_has_a_grid(name: str) -> None:
     assert settings.name == name
     assert settings.description
     cases = grid(settings)
-    rows, architectures = settings.optimizers, settings.model.architectures
+    rows, architectures = settings.optimizers, settings.model.names
     assert len(cases) == len(rows) * len(architectures) * len(settings.seeds)
     assert len({case.id for case in cases}) == len(cases)
     hashes = {case.cell_hash() for case in cases}
@@ -78,7 +78,7 @@ def test_the_shipped_protocols_are_the_files_of_the_folder() -> None:
 def test_the_main_protocols_have_the_rows_of_the_study(name: str) -> None:
     settings = load(name)
     assert {"sgd", "sgd+sam", "adam", "adam+sam"} <= set(settings.optimizers)
-    assert set(settings.model.architectures) == {"resnet18", "vgg16"}
+    assert set(settings.model.names) == {"resnet18", "vgg16"}
     assert [settings.base_of(n) for n in ("sgd", "sgd+sam", "adam", "adam+sam")] == [
         None,
         "sgd",
@@ -98,7 +98,7 @@ def test_cifar10_paper_is_the_set_up_of_the_seed_study() -> None:
         assert row.weight_decay == 5e-4
         assert (row.rho, row.adaptive) == ((2.0, True) if row.is_sam else (None, False))
         assert row.label_smoothing == (0.1 if row.is_sam else None)
-        assert row.momentum == (0.9 if row.base == "sgd" else 0.0)
+        assert row.momentum == (0.9 if row.optimizer == "sgd" else 0.0)
         assert row.lr == (0.1 if name == "sgd" else 0.001)
     assert settings.reference is not None
     assert settings.reference.test_accuracy["vgg16"]["adam+sam"] == (94.126, 0.112)
@@ -143,7 +143,7 @@ def test_a_row_more_in_the_file_is_cases_more(tmp_path: Path) -> None:
     (new,) = (case for case in after if case.optimizer == "adamw+asam")
     assert new.id == "tiny/resnet18/adamw+asam/seed0"
     row = new.row
-    assert (row.base, row.lr, row.betas, row.rho) == ("adamw", 0.001, (0.8, 0.99), 0.5)
+    assert (row.optimizer, row.lr, row.betas, row.rho) == ("adamw", 0.001, (0.8, 0.99), 0.5)
     assert (row.adaptive, row.eta, row.is_sam) == (True, 0.01, True)
 
 
@@ -192,7 +192,7 @@ def message(argument: Path | str) -> str:
 
 SGD, SAM = "optimizers/sgd", "optimizers/sgd+sam"
 COUNT = "a whole number of at least 1"
-NAMES = f"a list of different names out of {', '.join(ARCHITECTURES)}"
+NAMES = f"one of {', '.join(ARCHITECTURES)}, or a table with its build"
 
 WRONG: list[tuple[Change, str]] = [
     # unknown keys, at every depth
@@ -229,7 +229,7 @@ WRONG: list[tuple[Change, str]] = [
     (without("data/name"), "data.name is missing"),
     (without("training/epochs"), "training.epochs is missing"),
     (without("model/width"), "model.width is missing"),
-    (without(f"{SGD}/base"), "optimizers.sgd.base is missing"),
+    (without(f"{SGD}/base"), "optimizers.sgd.optimizer is missing"),
     (without(f"{SAM}/lr"), 'optimizers."sgd+sam".lr is missing'),
     (put("training/schedule", "step"), 'training.milestones is missing: schedule = "step"'),
     # something else where a table belongs
@@ -245,8 +245,8 @@ WRONG: list[tuple[Change, str]] = [
     ),
     # wrong types
     (put("description", 1), "description must be a string, got 1"),
-    (put("against", 1), "against must be a string, got 1"),
-    (put("against", "tiny"), 'against must be the name of another protocol, got "tiny"'),
+    (put("against", 1), "compare_with must be a string, got 1"),
+    (put("against", "tiny"), 'compare_with must be the name of another protocol, got "tiny"'),
     (put("training/epochs", 2.0), f"training.epochs must be {COUNT}, got 2.0"),
     (put("training/epochs", "2"), f'training.epochs must be {COUNT}, got "2"'),
     (put("training/epochs", True), f"training.epochs must be {COUNT}, got true"),
@@ -269,7 +269,8 @@ WRONG: list[tuple[Change, str]] = [
     ),
     (
         put("data/name", "mnist"),
-        'data.name must be one of "digits", "fashion-mnist", "cifar10", "cifar100", got "mnist"',
+        "data.name must be one of digits, fashion-mnist, cifar10, cifar100, or any with a source, "
+        'got "mnist"',
     ),
     (put("data/label_noise", 1), "data.label_noise must be a number in [0, 1), got 1"),
     (put("data/label_noise", -0.1), "data.label_noise must be a number in [0, 1), got -0.1"),
@@ -305,22 +306,23 @@ WRONG: list[tuple[Change, str]] = [
     ),
     (
         put("model/architectures", []),
-        f"model.architectures must be {NAMES}, got []",
+        "model.architectures must be a list of names and tables, got []",
     ),
     (
         put("model/architectures", ["resnet18", "resnet18"]),
-        f'model.architectures must be {NAMES}, got ["resnet18", "resnet18"]',
+        'model.architectures must be a list of different names, got ["resnet18", "resnet18"]',
     ),
     (
         put("model/architectures", ["resnet50"]),
-        f'model.architectures must be {NAMES}, got ["resnet50"]',
+        f'model.architectures[0] must be {NAMES}, got "resnet50"',
     ),
     (put("model/width", 0), f"model.width must be {COUNT}, got 0"),
     (put("sharpness/rho", 0), "sharpness.rho must be a number above 0, got 0"),
     (put("sharpness/at_end", ["flatness"]), 'sharpness.at_end must be one of "ascent_sharpness", '),
     (
         put(f"{SGD}/base", "lion"),
-        'optimizers.sgd.base must be one of "sgd", "adam", "adamw", got "lion"',
+        "optimizers.sgd.base must be one of sgd, adam, adamw, or package.module:Object or "
+        './file.py:Object, as torch.optim:RMSprop, got "lion"',
     ),
     (put(f"{SGD}/lr", 0), "optimizers.sgd.lr must be a number above 0, got 0"),
     (put(f"{SGD}/lr", math.nan), "optimizers.sgd.lr must be a number above 0, got NaN"),
@@ -363,19 +365,19 @@ WRONG: list[tuple[Change, str]] = [
     ),
     (
         put("optimizers/adam", {**tiny.ADAM, "momentum": 0.9}),
-        'optimizers.adam.momentum must be absent unless base = "sgd", got 0.9',
+        'optimizers.adam.momentum must be absent unless optimizer = "sgd", got 0.9',
     ),
     (
         put("optimizers/adam", {**tiny.ADAM, "nesterov": False}),
-        'optimizers.adam.nesterov must be absent unless base = "sgd", got false',
+        'optimizers.adam.nesterov must be absent unless optimizer = "sgd", got false',
     ),
     (
         put(f"{SGD}/betas", [0.9, 0.9]),
-        'optimizers.sgd.betas must be absent unless base is "adam(w)", got [0.9, 0.9]',
+        'optimizers.sgd.betas must be absent unless optimizer is "adam(w)", got [0.9, 0.9]',
     ),
     (
         put(f"{SGD}/architectures/vgg16/base", "adam"),
-        'optimizers.sgd.architectures.vgg16.momentum must be absent unless base = "sgd", got 0.9',
+        'optimizers.sgd.architectures.vgg16.momentum must be absent unless optimizer = "sgd", got 0.9',
     ),
     # names
     (put("optimizers/SGD", tiny.SGD), "optimizers.SGD: a row's name must be lower-case letters"),

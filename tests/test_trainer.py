@@ -191,9 +191,9 @@ def in_a_plain_loop(run: Case, seen: Chance) -> tuple[list[dict[str, float]], di
     model.load_state_dict(seen.weights)
     ws = list(model.parameters())
     bases = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    names = ("momentum", "nesterov") if row.base == "sgd" else ("betas",)
+    names = ("momentum", "nesterov") if row.optimizer == "sgd" else ("betas",)
     options = {name: getattr(row, name) for name in (*names, "lr", "weight_decay")}
-    optimizer = bases[row.base](ws, foreach=False, **options)
+    optimizer = bases[row.optimizer](ws, foreach=False, **options)
     steps = run.epochs * len(seen.epochs[0])
     if training.schedule == "cosine":
         schedule: Any = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)

@@ -62,7 +62,7 @@ def grid(
         Case(protocol, architecture, optimizer, seed)
         for seed in _distinct("--seeds", seeds or protocol.seeds)
         for architecture in _selected(
-            "--architectures", architectures, protocol.model.architectures, protocol
+            "--architectures", architectures, protocol.model.names, protocol
         )
         for optimizer in _selected("--optimizers", optimizers, rows, protocol)
     ]

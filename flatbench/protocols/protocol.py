@@ -11,9 +11,10 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from flatbench.models import ARCHITECTURES
+from flatbench import components
 from flatbench.protocols.schema import Check
 
 _POSITIVE = Check(lambda x: x > 0, "a number above 0")
@@ -30,32 +31,68 @@ _SEEDS = Check(
     lambda xs: len(xs) > 0 and len(set(xs)) == len(xs) and min(xs) >= 0,
     "a list of different whole numbers of at least 0",
 )
-_KNOWN_ARCHITECTURES = Check(
-    lambda xs: len(xs) > 0 and len(set(xs)) == len(xs) and set(xs) <= set(ARCHITECTURES),
-    f"a list of different names out of {', '.join(ARCHITECTURES)}",
+OPTIMIZERS = ("sgd", "adam", "adamw")  # the short names; all else is a reference
+DATA_SETS = ("digits", "fashion-mnist", "cifar10", "cifar100")
+
+_OPTIMIZER = Check(
+    lambda x: components.is_known(x, OPTIMIZERS),
+    f"one of {', '.join(OPTIMIZERS)}, or {components.FORMS}, as torch.optim:RMSprop",
+)
+_REFERENCE = Check(components.is_reference, components.FORMS)
+_LOSS = Check(
+    lambda x: components.is_known(x, ("cross-entropy",)), f"cross-entropy, or {components.FORMS}"
 )
 
+Optimizer = Annotated[str, _OPTIMIZER]
+ReferenceText = Annotated[str, _REFERENCE]
 Positive = Annotated[float, _POSITIVE]
 NonNegative = Annotated[float, _NON_NEGATIVE]
 Fraction = Annotated[float, _FRACTION]
 Count = Annotated[int, _AT_LEAST_ONE]
 
 
-# Of a key that came after the first published results: it has no part in the hashes while it is at
-# its default, so that those results stay valid.
+# A key that came after the first published results has no part in the hashes while it is at its
+# default, and one that bears on no result never has: those results stay valid.
 _YOUNGER = {"younger": True}
+_UNHASHED = {"unhashed": True}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a data set of one's own comes from.
+
+    In a file it is a table with one of the kinds as its key, or a reference alone.
+    """
+
+    kind: Literal["npz", "folder", "torchvision", "function"]
+    what: str  # a path relative to the protocol's file, the name of a class, or a reference
+    options: dict[str, Any] = field(default_factory=dict)  # of the class or the function
 
 
 @dataclass(frozen=True)
 class Data:
-    """The data set and what is done to it."""
+    """The data set and what is done to it.
 
-    name: Literal["digits", "fashion-mnist", "cifar10", "cifar100"]
+    ``source`` says where a data set of one's own comes from, ``{ npz = "mine.npz" }``,
+    ``{ folder = "images" }``, ``{ torchvision = "KMNIST" }`` or a reference to a function; ``name``
+    is then what it is called.
+    """
+
+    name: str
     label_noise: Fraction = 0.0  # part of the training labels replaced by a wrong one
     augmentation: Literal["none", "crop", "crop-flip"] = "none"
     validation: Fraction = 0.0  # part of the training images held out to choose hyperparameters
     train_examples: Count | None = None  # a stratified subset
     evaluation: Literal["test", "validation"] = "test"
+    source: Source | None = field(default=None, metadata=_YOUNGER)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What is reported in the place of accuracy, for a task of one's own."""
+
+    ref: ReferenceText  # (outputs, targets) -> its mean over the examples
+    better: Literal["higher", "lower"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +101,8 @@ class Training:
 
     epochs: Count
     batch_size: Annotated[int, Check(lambda x: x >= 2, "a whole number of at least 2")]
-    loss: Literal["cross-entropy"] = "cross-entropy"
+    loss: Annotated[str, _LOSS] = "cross-entropy"  # or a reference: (outputs, targets) -> mean
+    metric: Metric | None = field(default=None, metadata=_YOUNGER)  # None: top-1 accuracy
     label_smoothing: Fraction = 0.0
     schedule: Literal["constant", "cosine", "step"] = "cosine"
     milestones: Annotated[tuple[float, ...], _FRACTIONS] = ()  # of the epochs; schedule "step"
@@ -74,11 +112,35 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Architecture:
+    """A network: one of ours with options, or one of the user's own.
+
+    ``build`` returns a network. It is called with what it takes of ``width``, ``in_channels``,
+    ``classes`` (or ``num_classes``) and ``image_size``, and with the options.
+    """
+
+    name: str
+    build: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Model:
     """The networks."""
 
     width: Count
-    architectures: Annotated[tuple[str, ...], _KNOWN_ARCHITECTURES] = ARCHITECTURES
+    architectures: tuple[Architecture, ...] = field(
+        default=tuple(Architecture(name, name) for name in ("resnet18", "vgg16"))
+    )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The architectures' names, which stand in case ids and tables."""
+        return tuple(architecture.name for architecture in self.architectures)
+
+    def architecture(self, name: str) -> Architecture:
+        """Return an architecture by its name."""
+        return next(a for a in self.architectures if a.name == name)
 
 
 Measure = Literal[
@@ -117,15 +179,18 @@ class Sharpness:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the table. With ``rho`` it is SAM (or ASAM) over the base, else the base alone.
+    """One row of the table: an optimizer, and with ``rho`` SAM (or ASAM) over it.
 
-    ``epochs``, ``label_smoothing`` and ``warmup_epochs`` override the protocol's, for rows such
-    as a base at twice the epochs (equal compute) or a study whose scripts differed.
+    ``lr``, ``momentum``, ``nesterov``, ``betas`` and ``weight_decay`` are short forms of options.
+    Of an optimizer that is not one of `OPTIMIZERS` they stand in ``options`` alone.
+
+    ``epochs``, ``label_smoothing``, ``schedule`` and ``warmup_epochs`` override the protocol's, for
+    rows such as a base at twice the epochs (equal compute) or a study whose scripts differed.
     """
 
     name: str
-    base: Literal["sgd", "adam", "adamw"]
-    lr: Positive
+    optimizer: Optimizer = field(metadata={"hashed_as": "base"})
+    lr: Positive | None = None
     momentum: Fraction = 0.0
     nesterov: bool = False
     betas: Annotated[tuple[float, ...], _BETAS] = (0.9, 0.999)
@@ -136,6 +201,13 @@ class Row:
     epochs: Count | None = None
     label_smoothing: Fraction | None = None
     warmup_epochs: Annotated[int, _NATURAL] | None = None
+    options: dict[str, Any] = field(default_factory=dict, metadata=_YOUNGER)  # its constructor's
+    schedule: Literal["constant", "cosine", "step"] | None = field(default=None, metadata=_YOUNGER)
+    # a reference to a function: model -> parameter groups, each with an ``optimizer`` if it wants
+    groups: ReferenceText | None = field(default=None, metadata=_YOUNGER)
+    # what its step does with a closure, where this can't be told: see flatbench.training.stepping
+    closure: Literal["evaluates", "re-evaluates"] | None = field(default=None, metadata=_YOUNGER)
+    against: str | None = field(default=None, metadata=_UNHASHED)  # the row it is compared with
 
     @property
     def is_sam(self) -> bool:
@@ -172,12 +244,13 @@ class Protocol:
     data: Data
     training: Training
     model: Model
+    folder: Path  # of its file: what references and paths in it are relative to
     optimizers: Mapping[str, Row]
     overrides: Mapping[tuple[str, str], Row]  # (optimizer, architecture) -> row as it runs
     sharpness: Sharpness = field(default_factory=Sharpness)
     seeds: Annotated[tuple[int, ...], _SEEDS] = (0, 1, 2)
     description: str = ""
-    against: str | None = None  # a protocol whose runs the report compares these with, by cell
+    compare_with: str | None = None  # a protocol; the report compares the two by cell
     reference: Reference | None = None
 
     def optimizer(self, name: str, architecture: str) -> Row:
@@ -185,10 +258,13 @@ class Protocol:
         return self.overrides.get((name, architecture), self.optimizers[name])
 
     def base_of(self, name: str) -> str | None:
-        """Return the row a SAM row is compared with: its name up to the last "+", if that is one.
+        """Return the row that a row is compared with, or None.
 
-        "adam+sam" is paired with "adam"; a row that does not perturb is paired with none.
+        It is the one that its key ``against`` names. A SAM row without that key is compared with
+        the row of its name up to the last "+": "adam+sam" with "adam".
         """
+        if self.optimizers[name].against is not None:
+            return self.optimizers[name].against
         base, plus, _ = name.rpartition("+")
         if not plus or not self.optimizers[name].is_sam or base not in self.optimizers:
             return None
@@ -203,7 +279,10 @@ class Protocol:
 
         Comments, descriptions, seeds and the other rows do not.
         """
-        return _hash(self.common_hash(), self.optimizer(optimizer, architecture), architecture)
+        network: str | Architecture = self.model.architecture(architecture)
+        if network == Architecture(architecture, architecture):
+            network = architecture  # as it was hashed when there were only ours
+        return _hash(self.common_hash(), self.optimizer(optimizer, architecture), network)
 
 
 def _hash(*parts: object) -> str:
@@ -213,8 +292,12 @@ def _hash(*parts: object) -> str:
 
 
 def _content(part: Any) -> dict[str, Any]:
-    return {
-        f.name: value
-        for f in dataclasses.fields(part)
-        if (value := getattr(part, f.name)) != f.default or not f.metadata.get("younger")
-    }
+    """Return what of a dataclass has a part in a hash, by name."""
+    found = {}
+    for f in dataclasses.fields(part):
+        value = getattr(part, f.name)
+        default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+        is_left_out = f.metadata.get("younger") and value == default
+        if not is_left_out and not f.metadata.get("unhashed"):
+            found[f.metadata.get("hashed_as", f.name)] = value
+    return found

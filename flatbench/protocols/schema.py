@@ -118,6 +118,8 @@ class Reader:
         if origin is dict:
             table = self.table(value, key)
             return {k: self.value(v, arguments[1], f"{key}.{quoted(k)}") for k, v in table.items()}
+        if dataclasses.is_dataclass(hint):
+            return self.read(typing.cast(type, hint), self.table(value, key), f"{key}.")
         if hint is Any:
             return value
         is_number = isinstance(value, int | float) and not isinstance(value, bool)

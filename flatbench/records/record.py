@@ -110,7 +110,7 @@ def of_case(case: Case, provenance: Mapping[str, Any], **results: Any) -> Record
         optimizer=case.optimizer,
         seed=case.seed,
         base_row=case.protocol.base_of(case.optimizer),
-        base=case.row.base,
+        base=case.row.optimizer,
         evaluation=case.protocol.data.evaluation,
         provenance={
             **provenance,

@@ -42,7 +42,7 @@ class Section:
     base_of: Mapping[str, str]  # SAM row -> the row it is compared with
     base_optimizer: Mapping[str, str]  # row -> "sgd", "adam", ..., where the records say so
     reference: Reference | None  # published results of the very same protocol content
-    against: str | None  # the protocol that this one is compared with
+    compare_with: str | None  # the protocol that this one is compared with
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -131,7 +131,7 @@ def _section(name: str, records: Sequence[Record], protocol: Protocol | None) ->
         common_hash=common_hash,
         records=tuple(_each_case_once(records)),
         architectures=_ordered(
-            [r.architecture for r in records], protocol.model.architectures if protocol else ()
+            [r.architecture for r in records], protocol.model.names if protocol else ()
         ),
         optimizers=_ordered(
             [r.optimizer for r in records], tuple(protocol.optimizers) if protocol else ()
@@ -139,7 +139,7 @@ def _section(name: str, records: Sequence[Record], protocol: Protocol | None) ->
         base_of=bases["base_row"],
         base_optimizer=bases["base"],
         reference=protocol.reference if protocol is not None and same else None,
-        against=protocol.against if protocol is not None and same else None,
+        compare_with=protocol.compare_with if protocol is not None and same else None,
     )
 
 

@@ -66,7 +66,7 @@ def chapters(
     """
     by_name = {s.protocol: Numbers(s) for s in sections(records, protocols)}
     return [
-        _chapter(numbers, by_name.get(numbers.section.against or ""), brief, target)
+        _chapter(numbers, by_name.get(numbers.section.compare_with or ""), brief, target)
         for numbers in by_name.values()
     ]
 

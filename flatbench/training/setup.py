@@ -118,11 +118,11 @@ def build_optimizer(row: Row, model: nn.Module) -> torch.optim.Optimizer:
         "lr": torch.tensor(row.lr, device=where) if on_cuda else row.lr,
         "weight_decay": row.weight_decay,
     }
-    if row.base == "sgd":
+    if row.optimizer == "sgd":
         options |= {"momentum": row.momentum, "nesterov": row.nesterov}
     else:
         options |= {"betas": row.betas, "capturable": on_cuda}
-    base = BASES[row.base]
+    base = BASES[row.optimizer]
     if row.rho is None:
         plain: torch.optim.Optimizer = base(model.parameters(), fused=True, **options)
         return plain

@@ -34,7 +34,7 @@ def learning_rate(case: Case, progress: float) -> float:
     warmup = training.warmup_epochs if row.warmup_epochs is None else row.warmup_epochs
     if progress < warmup:
         factor *= progress / warmup
-    return row.lr * factor
+    return (row.lr or 0.0) * factor
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
