@@ -45,8 +45,9 @@ def worse_limit(
 ) -> float:
     """Return the limit that a mean over ``new`` seeds keeps with probability ``level``.
 
-    It is a value of the measure, and lies on the side where the measure is worse. ``mean`` and ``std`` are those of ``n``
-    values on the scale, and the mean over the new seeds must be taken on the scale too.
+    It is a value of the measure, and lies on the side where the measure is worse. ``mean`` and
+    ``std`` are those of ``n`` values on the scale, and the mean over the new seeds must be taken
+    on the scale too.
     """
     # On the scale of its error a lower accuracy is a higher point, so the limit is an upper one.
     falls = quantity(measure).better == "higher" and scale == "linear"
