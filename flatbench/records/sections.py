@@ -153,7 +153,7 @@ def _by_cell(records: Iterable[Record]) -> dict[CellKey, list[Record]]:
 
 
 def _hashes(records: Iterable[Record], key: str) -> Iterable[str | None]:
-    """Yield a provenance entry of each record, None where it is absent; skip failed runs without it.
+    """Yield a provenance entry of each record, None where absent; skip failed runs without it.
 
     A worker that died may not have told what it was working on. A result that does not say what
     it is a result of can't be mixed with results that do.
