@@ -17,8 +17,8 @@ from tabulate import tabulate
 
 from flatbench import gate
 from flatbench.gate import compare
-from flatbench.gate.scales import Scale, scale_of, scaled, unscaled
-from flatbench.records.quantities import SAM_SHARPNESS, TEST_ACCURACY, results_of
+from flatbench.gate.scales import scale_of, scaled, unscaled
+from flatbench.records.quantities import SAM_SHARPNESS, TEST_ACCURACY, Scale, results_of
 from flatbench.records.reading import collect
 from flatbench.records.record import Record
 from flatbench.records.sections import sections
