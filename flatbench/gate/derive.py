@@ -78,6 +78,7 @@ def derive(
     for name, value in (("level", level), ("pair_level", pair_level)):
         if not 0.5 < value < 1:
             raise UsageError(f"{name} must be {LEVELS.allowed}, got {value}")
+    # Checks need the hashes to see that the protocol changed, and name the commit.
     for key in ("common_hash", "cell_hash", "commit"):
         if not all(isinstance(r.provenance.get(key), str) for r in section.records):
             raise UsageError(f"{label}: a record of the baseline does not say provenance.{key}")

@@ -18,7 +18,7 @@ from flatbench.stats import prediction_limit
 
 
 def scale_of(measure: str, values: Sequence[float]) -> Scale:
-    """Return the measure's own scale, or "linear" where these values do not fit it."""
+    """Return the scale of a measure, or "linear" where one of these values has no logarithm."""
     scale = quantity(measure).scale
     fits = max(values) < 100 if scale == "log-error" else min(values) > 0
     return scale if fits else "linear"

@@ -153,9 +153,9 @@ class FusedStep:
         """Launch a kernel; from the second time on, launch its compiled binary directly.
 
         Triton would look the binary up by the type and alignment of each argument, and compare all
-        constants of the kernels' module: half of a launch's time on the host. Here the constants
-        are key enough: an argument's type never changes, and every tensor is one that this package
-        allocated, which is aligned.
+        constants of the kernels' module: half of a launch's time on the host. Here name and
+        constants are enough: an argument's type never changes, and every tensor is one that this
+        package allocated, which is aligned.
         """
         key = (name, *constants.values())
         binary = self._binaries.get(key)
@@ -189,7 +189,7 @@ class FusedStep:
         lrs = [group["lr"] for group in groups]
         numbers = [0.0 if isinstance(lr, Tensor) else float(lr) for lr in lrs]
         self._sync("rates", tables.rates, numbers)
-        # A tensor is never read on the host, which would wait for the device.
+        # A tensor lr is copied on the device: to read it, the host would have to wait.
         for i, lr in enumerate(lrs):
             if isinstance(lr, Tensor) and not _is_readable_rate(lr, tables.rates):
                 tables.rates[i].copy_(lr.detach().squeeze())

@@ -367,7 +367,7 @@ class SAM(Optimizer):
         self._is_chosen = False
 
     def _follow_device(self) -> None:
-        """Follow a model that was moved or cast; torch's own optimizers do so too."""
+        """Follow a model that was moved or cast, which torch's optimizers allow too."""
         first, norm = self.param_groups[0]["params"][0], self.gradient_norm
         if (first.device, eager.norm_dtype(first)) != (norm.device, norm.dtype):
             check_parameters(self.param_groups)

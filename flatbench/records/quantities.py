@@ -41,7 +41,7 @@ class Quantity:
 
     @property
     def heading(self) -> str:
-        """The title of a table, which has a single value of each record."""
+        """The title of a table or figure of a single value of each record."""
         return f"{self.titled()} {self.of}".rstrip()
 
 

@@ -79,7 +79,7 @@ class Record:
     def relative_time(self) -> float | None:
         """Training time over that of the calibration's fixed work; None where either is missing.
 
-        Unlike seconds it can be compared between faster and slower machines.
+        It can be compared between faster and slower machines of one kind.
         """
         if not self.seconds or not self.calibration_seconds:
             return None

@@ -68,8 +68,8 @@ def hessian_eigenvalues(
         which: "LA" the largest, "SA" the smallest (most negative curvature), "LM" the largest in
             magnitude.
         tolerance: the iteration ends when each residual is at most ``tolerance``·|λ|.
-        max_products: limit on Hessian products, of which k are always made. ``converged`` is False
-            where the iteration ends at the limit.
+        max_products: limit on Hessian products, though at least k are made. ``converged`` is False
+            where the limit ends the iteration.
         basis_size: vectors kept, at least k + 2; None means max(4k, 24).
         seed: seeds the starting vector.
 
@@ -88,7 +88,8 @@ def hessian_eigenvalues(
         raise ValueError(f"which must be one of {names}, got {which!r}")
     surface = surface.fresh()
     if k > surface.dimension:
-        raise ValueError(f"k must be at most {surface.dimension}, the parameters, got {k}")
+        d = surface.dimension
+        raise ValueError(f"k must be at most {d}, the number of parameters, got {k}")
     pairs = krylov.eigenpairs(
         _product(surface),
         surface.dimension,

@@ -274,8 +274,8 @@ def loss_surface(
         targets: (n, ...).
         batch_size: examples at a time; None means all. With ``batchnorm="eval"`` it changes memory
             and rounding only.
-        batchnorm: "eval" normalises with the running statistics; "train" with each batch's own, so
-            that L depends on ``batch_size``; the running statistics do not move.
+        batchnorm: "eval" normalises with the running statistics. "train" normalises with those of
+            each batch, so that L depends on ``batch_size``; the running ones do not move.
 
     Raises:
         ValueError: an argument is out of range, or the model has nothing to differentiate.

@@ -173,5 +173,5 @@ def _data_sets() -> list[tuple[str, str]]:
         elif folder.is_relative_to(root):
             rows.append((name, f"here: {Path(label) / folder.relative_to(root)}"))
         else:
-            rows.append((name, f"here: {folder}"))  # the system's own
+            rows.append((name, f"here: {folder}"))  # outside the user's data: the system's folder
     return rows
