@@ -537,5 +537,5 @@ def test_a_record_to_be_reused_that_is_none_is_one_clear_line(tmp_path: Path) ->
     store = Store(tmp_path, resume=True)
     store.record(case).parent.mkdir(parents=True)
     store.record(case).write_text('{"benchmarks": []}')
-    with pytest.raises(UsageError, match=r"sgd-seed0\.json: holds 0 records: allowed is 1"):
+    with pytest.raises(UsageError, match=r"sgd-seed0\.json: must hold 1 record, got 0"):
         store.finished(case, "key")

@@ -458,9 +458,9 @@ def test_directions_that_do_not_fit():
         run(model, None, directions=random_directions(model, count=1))
     with pytest.raises(ValueError, match="directions: of 8 parameters; allowed: the model's"):
         run(model, None, directions=random_directions(nn.Linear(4, 2, bias=False).to(D)))
-    with pytest.raises(ValueError, match="count: 0"):
+    with pytest.raises(ValueError, match="count must be a whole number of at least 1, got 0"):
         random_directions(model, count=0)
-    with pytest.raises(ValueError, match="seed: -1"):
+    with pytest.raises(ValueError, match="seed must be a whole number of at least 0, got -1"):
         random_directions(model, seed=-1)
     with pytest.raises(ValueError, match="no parameter of two axes"):
         random_directions(nn.BatchNorm2d(3))

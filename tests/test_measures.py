@@ -85,7 +85,7 @@ def test_without_noise_there_is_one_side(digits: data.DataSet, model: torch.nn.M
     assert found["m_sharpness"] == grouped.value
 
 
-def test_the_protocol_s_batchnorm_rule_is_kept(
+def test_batchnorm_rule_of_the_protocol_is_kept(
     digits: data.DataSet, model: torch.nn.Module
 ) -> None:
     names = ["ascent_sharpness", "average_sharpness"]

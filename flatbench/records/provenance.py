@@ -53,9 +53,10 @@ def source_hash() -> str:
 
 
 def key(cell_hash: str, seed: int, device: torch.device) -> str:
-    """Return what two runs must share for one to stand for the other, bit for bit.
+    """Return 12 hex digits that two runs share if one can stand for the other, bit for bit.
 
-    The protocol's content for the case, the seed, the sources that train, torch and the device.
+    They stand for the protocol's content for the case, the seed, the sources that train, torch's
+    version and the device's name.
     """
     parts = [cell_hash, str(seed), source_hash(), torch.__version__, _device_name(device)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
@@ -111,7 +112,7 @@ def _cudnn() -> int | None:
 
 @functools.cache
 def driver() -> str | None:
-    """Return the version of NVIDIA's driver, or None where nothing tells."""
+    """Return the version of NVIDIA's driver, or None where nvidia-smi does not tell."""
     try:
         done = subprocess.run(
             ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
