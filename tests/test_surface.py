@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 from flatbench import sharpness
@@ -38,13 +38,13 @@ EVERY = {
 every = pytest.mark.parametrize(("measure", "arguments"), EVERY.values(), ids=EVERY)
 
 
-def numbers(result) -> np.ndarray:
+def numbers(result):
     """All that a result holds, as one vector."""
     parts = [getattr(result, name) for name in type(result).__dataclass_fields__]
     return np.concatenate([np.ravel(np.asarray(p, dtype=float)) for p in parts])
 
 
-def state(model: nn.Module) -> dict:
+def state(model):
     return {
         "tensors": {k: v.clone() for k, v in model.state_dict().items()},
         "addresses": [t.data_ptr() for t in [*model.parameters(), *model.buffers()]],
@@ -60,7 +60,7 @@ def state(model: nn.Module) -> dict:
     }
 
 
-def assert_same(before: dict, after: dict) -> None:
+def assert_same(before, after):
     for key in ("addresses", "requires", "training", "settings"):
         assert before[key] == after[key], key
     assert before["tensors"].keys() == after["tensors"].keys()
@@ -71,7 +71,7 @@ def assert_same(before: dict, after: dict) -> None:
     assert torch.equal(before["random"], after["random"])
 
 
-def odd_model() -> tuple[nn.Module, Tensor, Tensor]:
+def odd_model():
     """Frozen and training parts, a gradient at hand: all that could be disturbed."""
     model, (x, y) = conv_net(), images()
     model.train()
