@@ -1,14 +1,19 @@
 """Figures of landscapes and spectra: the same bytes always, one scale, readable in grey."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
-from flatbench.landscape import Landscape, plots
+from flatbench.landscape import Landscape, hessian_spectrum, plots
 from flatbench.report import style
+from flatbench.sharpness import loss_surface
+from flatbench.text import figure_text
+from tests.losses import ANY, mean, quadratic
 
 
 def drawn(losses, alphas=None, betas=None):
@@ -38,6 +43,7 @@ FIGURES = {
     "surface": lambda: plots.surface({"SGD": drawn(bowl()), "SAM": drawn(bowl(9, 0.3))}),
     "lines": lambda: plots.lines({"SGD": drawn(bowl()[5]), "SAM": drawn(bowl(9)[4])}),
     "ends": lambda: plots.lines({"line": drawn(bowl()[5])}, ends=("SGD", "SAM")),
+    "spectrum": lambda: plots.spectrum({"SGD": spectrum_of(), "SAM": spectrum_of(1)}),
 }
 
 
@@ -144,3 +150,29 @@ def test_drawing_needs_no_display_and_evaluating_no_matplotlib():
     )
     root = Path(__file__).resolve().parent.parent
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
+
+
+NAMES = ["$x^{$", "$a_{\\b$", "a\n\x1b[2Jb", "50 $"]
+
+
+def spectrum_of(seed=0):
+    surface = loss_surface(quadratic([3.0, 1.0, 0.0]), mean, *ANY)
+    return hessian_spectrum(surface, probes=2, steps=3, seed=seed)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", ["contour", "surface", "lines", "ends", "axes", "spectrum"])
+def test_a_name_is_shown_and_not_read_as_mathematics(name, kind, tmp_path):
+    flat, line = drawn(bowl()), drawn(bowl()[5])
+    figure = {
+        "contour": lambda: plots.contour({name: flat}),
+        "surface": lambda: plots.surface({name: flat}),
+        "lines": lambda: plots.lines({name: line, "b": line}),
+        "ends": lambda: plots.lines({"a": line}, ends=(name, name)),
+        "axes": lambda: plots.contour({"a": dataclasses.replace(flat, labels=(name, name))}),
+        "spectrum": lambda: plots.spectrum({name: spectrum_of()}),
+    }[kind]()
+    style.write(figure, tmp_path / "a.svg")  # mathtext that cannot be read raises here
+    texts = [text.get_text() for text in figure.findobj(Text)]
+    assert [text for text in texts if figure_text(name) in text]
+    assert not [text for text in texts if "\x1b" in text or "\n" in text]

@@ -183,8 +183,8 @@ def spectrum(spectra: Mapping[str, Spectrum]) -> Figure:
 
     The point masses are blurred by one Gaussian for all, whose width is 0.5 % of the range of the
     eigenvalues. Line: mean over the probes; band: from the lowest to the highest of them. A marker
-    on each line shows λ_max, and the legend tells it. The axis ends at a tenth of the height that
-    one eigenvalue has.
+    on each line shows λ_max, and the legend tells its value. The axis ends at a tenth of the height
+    of a single eigenvalue.
 
     Args:
         spectra: 1 to 4 of them, by their names in the legend; all probes must have run.
@@ -202,7 +202,7 @@ def spectrum(spectra: Mapping[str, Spectrum]) -> Figure:
     high = max(found.ends[1] for found in spectra.values())
     # Of a multiple of the identity all eigenvalues are equal but for rounding.
     width = 0.005 * (max(high - low, 1e-3 * max(abs(low), abs(high))) or 1.0)
-    places = np.linspace(low - 5 * width, high + 5 * width, 2000)  # 10 or so within a width
+    places = np.linspace(low - 6 * width, high + 6 * width, 2000)  # 9 within a width
     one = min(1 / found.dimension for found in spectra.values()) / (width * np.sqrt(2 * np.pi))
     floor = 0.1 * one
     with mpl.rc_context(style.RC):
@@ -210,21 +210,23 @@ def spectrum(spectra: Mapping[str, Spectrum]) -> Figure:
         axes = figure.add_subplot()
         for i, (name, found) in enumerate(spectra.items()):
             colour = style.shades(len(spectra))[i]
-            each = np.stack([p.density(places, width) for p in found.probe_densities()])
+            look = {"color": colour, "marker": style.MARKERS[i], "markersize": 5}
             most = found.ends[1]
+            each = np.stack([p.density(places, width) for p in found.probe_densities()])
             # A logarithm needs more than 0; what lies below the floor is not seen.
-            band = np.maximum([each.min(0), each.max(0)], 0.1 * floor)
+            band = np.maximum([each.min(0), each.max(0)], 1e-3 * floor)
             axes.fill_between(places, *band, color=colour, alpha=0.22, linewidth=0)
             axes.plot(
                 places,
-                np.maximum(found.density().density(places, width), 0.1 * floor),
-                color=colour,
+                np.maximum(each.mean(0), 1e-3 * floor),
                 linestyle=style.LINES[i],
-                marker=style.MARKERS[i],
-                markersize=5,
-                markevery=[int(np.abs(places - most).argmin())],
+                markevery=(len(places), 1),  # the legend's entry has the marker, the line has none
                 label=f"{figure_text(name)}: λₘₐₓ = {number(most, decimals([most]))}",
+                **look,
             )
+            # Probes that miss λ_max's eigenvector leave it below the floor, but its mark is seen.
+            height = float(found.density().density(np.array([most]), width)[0])
+            axes.plot(most, max(height, floor), clip_on=False, **look)
         axes.set_yscale("log")
         axes.set_ylim(bottom=floor)
         axes.set_xlim(places[0], places[-1])
