@@ -87,8 +87,8 @@ def _reading_commands(commands: argparse._SubParsersAction[argparse.ArgumentPars
         "--directions",
         choices=("random", "hessian", "line", "spectrum"),
         default="random",
-        help="filter-normalised; top Hessian eigenvectors; from one case to another; none, but "
-        "the density of the Hessian's eigenvalues",
+        help="filter-normalised; top Hessian eigenvectors; from one case to another; or, in place "
+        "of the loss, the density of the Hessian's eigenvalues",
     )
     landscape.add_argument("--dimensions", type=int, choices=(1, 2), help="default: 2; a line's: 1")
     landscape.add_argument("--points", type=int, help="along an axis (default: 21)")

@@ -1,4 +1,4 @@
-"""Results kept in .npz files: written whole, checked when read, and never taken for another's."""
+"""Keep results in .npz files: write them in whole, check them, and refuse those of another model."""
 
 from __future__ import annotations
 

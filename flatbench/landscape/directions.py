@@ -67,7 +67,7 @@ def random_directions(model: nn.Module, *, count: int = 2, seed: int = 0) -> Dir
 def _filter_normalised(parameter: Tensor, generator: torch.Generator) -> Tensor:
     if parameter.ndim <= 1:
         return torch.zeros(parameter.numel(), dtype=torch.float64)
-    filters = parameter.to("cpu", torch.float64).flatten(1)
+    filters = parameter.to("cpu", torch.float64).flatten(1)  # (filters, weights of each)
     draw = torch.randn(filters.shape, generator=generator, dtype=torch.float64)
     lengths = filters.norm(dim=1, keepdim=True) / draw.norm(dim=1, keepdim=True)
     direction: Tensor = (draw * lengths).flatten()

@@ -69,8 +69,8 @@ def draw(
 ) -> list[Path]:
     """Evaluate and draw the landscapes of finished cases; return the files written.
 
-    The values of each case, or of a line, are kept in a .npz file. A run that was interrupted goes
-    on from it. The pictures show all cases together and are PNG and SVG.
+    The values of each case, or of a line, are kept in a .npz file, from which an interrupted run
+    goes on. The pictures show all cases together and are PNG and SVG.
 
     Raises:
         UsageError: a case has no weights, the view does not fit the cases, the Hessian is not
@@ -114,7 +114,7 @@ def draw_spectra(
 ) -> list[Path]:
     """Estimate and draw the spectra of finished cases' Hessians; return the files written.
 
-    The probes of each case are kept in a .npz file. A run that was interrupted goes on from it. The
+    The probes of each case are kept in a .npz file, from which an interrupted run goes on. The
     picture shows all cases together and is PNG and SVG.
 
     Raises:
@@ -131,7 +131,7 @@ def draw_spectra(
     spectra = {}
     for centre in [solution(case, store, where, data_dir) for case in cases]:
         case = centre.case
-        # λ_max is to be the one that the case's record has.
+        # The record's measures were taken by this rule, and λ_max is one of them.
         surface = replace(centre.surface, batchnorm=case.protocol.sharpness.batchnorm)
         files.append(output / f"{store.record(case).stem}-spectrum.npz")
         with _evaluation(case.id, "probes") as on_probe:
@@ -201,7 +201,7 @@ def _figures(
 
 @contextlib.contextmanager
 def _evaluation(name: str, unit: str) -> Iterator[Callable[[int, int], None] | None]:
-    """Show what is done on a terminal's last line, and turn arithmetic errors into a case's."""
+    """Show progress on a terminal's last line, and name the case in an arithmetic error."""
     terminal = sys.stderr.isatty()
 
     def show(done: int, total: int) -> None:

@@ -181,10 +181,10 @@ def lines(
 def spectrum(spectra: Mapping[str, Spectrum]) -> Figure:
     """Draw the density of the Hessian's eigenvalues on a logarithmic axis, all spectra overlaid.
 
-    The point masses are blurred by one Gaussian for all, whose width is 0.5 % of the range of the
-    eigenvalues. Line: mean over the probes; band: from the lowest to the highest of them. A marker
-    on each line shows λ_max, and the legend tells its value. The axis ends at a tenth of the height
-    of a single eigenvalue.
+    The point masses are blurred by a Gaussian, whose width is 0.5 % of the range of all spectra's
+    eigenvalues. A line is the mean over the probes, and its band reaches from the lowest to the
+    highest of them. A marker on the line shows λ_max, and the legend tells its value. The axis ends
+    at a tenth of the height of a single eigenvalue.
 
     Args:
         spectra: 1 to 4 of them, by their names in the legend; all probes must have run.
@@ -200,7 +200,7 @@ def spectrum(spectra: Mapping[str, Spectrum]) -> Figure:
             raise ValueError(f"spectrum {name!r} must have run all {probes}")
     low = min(found.ends[0] for found in spectra.values())
     high = max(found.ends[1] for found in spectra.values())
-    # Of a multiple of the identity all eigenvalues are equal but for rounding.
+    # The eigenvalues of a multiple of the identity differ by rounding alone, or not at all.
     width = 0.005 * (max(high - low, 1e-3 * max(abs(low), abs(high))) or 1.0)
     places = np.linspace(low - 6 * width, high + 6 * width, 2000)  # 9 within a width
     one = min(1 / found.dimension for found in spectra.values()) / (width * np.sqrt(2 * np.pi))
@@ -292,6 +292,7 @@ def _span(heights: NDArray[np.float64]) -> tuple[float, float]:
 def _panels(
     landscapes: Mapping[str, Landscape], height: float, projection: str | None = None
 ) -> tuple[Figure, list[Any]]:
+    """Return a figure and its panels, side by side; ``height`` is a share of a panel's width."""
     count = len(landscapes)
     width = style.PAGE / 2 * min(count, 2)
     figure = Figure(figsize=(width, height * width / count))

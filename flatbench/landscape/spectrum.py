@@ -1,7 +1,7 @@
 """The spectral density of the Hessian at a model's weights, and the file that keeps it.
 
-Stochastic Lanczos quadrature (Ghorbani et al. 2019, arXiv:1901.10159) probe by probe, so that a run
-that was interrupted goes on with the probes it lacks.
+It is estimated by stochastic Lanczos quadrature (Ghorbani et al. 2019, arXiv:1901.10159), probe by
+probe: an interrupted run goes on with the probes it lacks.
 """
 
 from __future__ import annotations
@@ -101,9 +101,9 @@ def hessian_spectrum(
         surface: the loss.
         probes: random vectors, at least 1.
         steps: Lanczos steps for each, at least 1; at most d are taken.
-        seed: of the probes, drawn on the CPU; at least 0.
-        path: a .npz file to keep the probes in. Where it exists, only the probes it lacks are run;
-            it is written after each.
+        seed: the seed of the probes, at least 0. They are drawn on the CPU.
+        path: a .npz file to keep the probes in. Where it exists, only the probes it lacks are run.
+            It is written after each.
         on_probe: called before the first probe and after each, with the number of probes done and
             of all.
 
