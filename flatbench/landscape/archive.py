@@ -1,4 +1,4 @@
-"""Keep results in .npz files: write them in whole, check them, and refuse those of another model."""
+"""Keep results in .npz files, written in whole; refuse damaged ones and those of another model."""
 
 from __future__ import annotations
 
