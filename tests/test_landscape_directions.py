@@ -94,9 +94,9 @@ def test_directions_that_do_not_fit():
         run(model, None, directions=random_directions(model, count=1))
     with pytest.raises(ValueError, match=r"directions must have the model's \d+ parameters, got 8"):
         run(model, None, directions=random_directions(nn.Linear(4, 2, bias=False).to(D)))
-    with pytest.raises(ValueError, match="count: 0"):
+    with pytest.raises(ValueError, match=r"count.* of at least 1"):
         random_directions(model, count=0)
-    with pytest.raises(ValueError, match="seed: -1"):
+    with pytest.raises(ValueError, match=r"seed.* of at least 0"):
         random_directions(model, seed=-1)
     with pytest.raises(ValueError, match="must have a parameter of two axes"):
         random_directions(nn.BatchNorm2d(3))
