@@ -76,14 +76,26 @@ def test_seeds_that_are_none(text):
         (["landscape", "a/vgg16/sgd/seed0", "--protocol", "digits"], "is named 'digits'"),
         (["landscape", "digits/vgg16/sgd/seed0", "--results", "/nowhere"], "run --keep-weights"),
         (["landscape", *["digits/vgg16/sgd/seed0"] * 2], "a case is given more than once"),
-        (["landscape", *(f"digits/vgg16/sgd/seed{i}" for i in range(4))], "allowed are 1 to 3"),
+        (
+            ["landscape", *(f"digits/vgg16/sgd/seed{i}" for i in range(4))],
+            "cases must be 1 to 3, got 4",
+        ),
         (
             ["landscape", "digits/vgg16/sgd/seed0", "--directions", "line"],
-            "allowed are two cases of one protocol and architecture",
+            "cases must be two of one protocol and architecture, got digits/vgg16/sgd/seed0",
         ),
-        (["landscape", "digits/vgg16/sgd/seed0", "--points", "1"], "--points = 1: allowed is"),
-        (["landscape", "digits/vgg16/sgd/seed0", "--span", "nan"], "--span = nan: allowed is"),
-        (["landscape", "digits/vgg16/sgd/seed0", "--seed", "-1"], "--seed = -1: allowed is"),
+        (
+            ["landscape", "digits/vgg16/sgd/seed0", "--points", "1"],
+            "--points must be a whole number of at least 2, got 1",
+        ),
+        (
+            ["landscape", "digits/vgg16/sgd/seed0", "--span", "nan"],
+            "--span must be a finite number above 0, got nan",
+        ),
+        (
+            ["landscape", "digits/vgg16/sgd/seed0", "--seed", "-1"],
+            "--seed must be a whole number of at least 0, got -1",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_2(arguments, says, capsys):

@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from flatbench.records.quantities import quantity
 from flatbench.records.record import Record
-from flatbench.report import figures
+from flatbench.report import figures, style
 from flatbench.report.chapters import Chapter
 from flatbench.report.ranking import correlation, tau_text
 from flatbench.text import decimals, number, plain
@@ -61,7 +61,7 @@ def _figures(chapter: Chapter) -> Iterable[dict[str, str]]:
     """Yield every figure as an SVG in a data address, with what it shows in words."""
     part = chapter.numbers.section.evaluation
     for name, draw in figures.drawn(chapter.numbers).items():
-        svg = figures.rendered(draw(), "svg")
+        svg = style.rendered(draw(), "svg")
         if name.startswith("gap-"):
             measure = name.removeprefix("gap-")
             found = correlation(chapter.numbers, measure, "gap")
