@@ -160,7 +160,8 @@ def test_step(
 
 @pytest.fixture(scope="module")
 def stub_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return stub.environment(tmp_path_factory.mktemp("stub"))
+    made: dict[str, str] = stub.environment(tmp_path_factory.mktemp("stub"))
+    return made
 
 
 @pytest.fixture

@@ -64,7 +64,7 @@ def images_for(case: Case, where: torch.device, data_dir: Path | None) -> data.D
     images = torch.randint(256, (IMAGES, 32, 32, 3), generator=rng, dtype=torch.uint8).to(where)
     labels = torch.randint(10, (IMAGES,), generator=rng).to(where)
     part, pixels = data.Part(images, labels), images.float().reshape(-1, 3)
-    return data.DataSet(part, part, part, 10, pixels.mean(0), pixels.std(0))
+    return data.DataSet(part, part, part, 10, pixels.mean(0), pixels.std(0), "random")
 
 
 def endless(run: run.Run, batch_size: int) -> Iterator[Tensor]:

@@ -1,7 +1,7 @@
-"""How often the gates fail without a regression, and what they find: ``docs/gate.md``'s numbers.
+"""How often the gates fail without a regression, and what they find: the numbers of docs/gate.md.
 
-``python -m docs.rates RECORDS`` prints that page: 10,000 grids simulated for every kind of
-spread, from fixed random seeds, and powers from the noncentral t distribution.
+``python -m docs.rates RECORDS`` prints that page. It simulates 10,000 grids for every kind of
+spread, from fixed random seeds, and takes powers from the noncentral t distribution.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from tabulate import tabulate
 
 from flatbench import gate
 from flatbench.gate import compare
-from flatbench.gate.scales import unscaled
+from flatbench.gate.scales import scale_of, scaled, unscaled
+from flatbench.records.quantities import SAM_SHARPNESS, TEST_ACCURACY, Scale, results_of
 from flatbench.records.reading import collect
 from flatbench.records.record import Record
+from flatbench.records.sections import sections
 from flatbench.stats import FloatArray, detectable_shift, prediction_limit
 from flatbench.text import ranges
 
@@ -50,7 +52,7 @@ def _outliers(random: np.random.Generator, shape: tuple[int, ...]) -> FloatArray
     return random.standard_normal(shape) - 5.0 * (random.random(shape) < 0.02)
 
 
-# The lower, the worse: of a measure on its scale, turned about where more is worse.
+# Values stand for a measure on its scale, turned so that lower is worse.
 SPREADS: dict[str, Draw] = {
     "normal on the scale used": _normal,
     "rounded to a quarter of its std": _rounded,
@@ -89,9 +91,9 @@ def _draw(draw: Draw, n: int, new: int, grids: int, seed: int) -> tuple[FloatArr
 def conditional_alarms(
     n: int, new: int, baselines: int = GRIDS, seed: int = 0
 ) -> tuple[float, float]:
-    """Return the median and 90 % quantile, over normal baselines, of one baseline's own rate.
+    """Return the median and the 90 % quantile, over baselines, of a comparison's alarm rate.
 
-    Of a comparison: a baseline serves many grids, and one drawn unluckily alarms more often.
+    Seeds are normal. A baseline serves many grids, and an unlucky one alarms more often.
     """
     baseline, _ = _draw(_normal, n, 1, baselines, seed)
     level = 1 - compare.ALARM / (CELLS * MEASURES)
@@ -116,31 +118,27 @@ def detectable_by_cases(
 
 
 def skewness(records: Iterable[Record]) -> list[tuple[str, float, float]]:
-    """Return the mean skewness over the cells (bias-corrected), and its standard error.
+    """Return the name of each scale, its mean skewness over cells, and the standard error of that.
 
-    Of the accuracies, their errors' negative logarithms, the sharpness and its logarithms; turned
-    so that a negative skewness is one to the bad side.
+    The skewness is bias-corrected, and turned so that a negative one is to the bad side. Cells with
+    a value that has no logarithm are left out.
     """
-    cells: dict[tuple[str, str, str], list[Record]] = {}
-    for r in records:
-        if r.status == "completed":
-            cells.setdefault((r.protocol, r.architecture, r.optimizer), []).append(r)
-    kept = [
-        cell
-        for cell in cells.values()
-        if all((r.test_accuracy or 0) < 100 and (r.sam_sharpness or 0) > 0 for r in cell)
+    turned: list[tuple[str, str, Scale, int]] = [
+        ("accuracy", TEST_ACCURACY, "linear", 1),
+        ("−log(100 − accuracy)", TEST_ACCURACY, "log-error", -1),
+        ("−sam_sharpness", SAM_SHARPNESS, "linear", -1),
+        ("−log(sam_sharpness)", SAM_SHARPNESS, "log", -1),
     ]
-    accuracies = [[r.test_accuracy or 0.0 for r in cell] for cell in kept]
-    sharpness = [[r.sam_sharpness or 0.0 for r in cell] for cell in kept]
-    transformed = {
-        "accuracy": [np.array(v) for v in accuracies],
-        "−log(100 − accuracy)": [-np.log(100 - np.array(v)) for v in accuracies],
-        "−sam_sharpness": [-np.array(v) for v in sharpness],
-        "−log(sam_sharpness)": [-np.log(v) for v in sharpness],
-    }
+    cells = [
+        [results_of(record) for record in cell]
+        for section in sections(records)
+        for cell in section.cells.values()
+    ]
     found = []
-    for name, values in transformed.items():
-        skews = [float(stats.skew(v, bias=False)) for v in values]
+    for name, measure, scale, sign in turned:
+        values = [[run[measure] for run in cell if measure in run] for cell in cells]
+        fitting = [v for v in values if v and scale_of(measure, v) != "linear"]
+        skews = [sign * float(stats.skew(scaled(v, scale), bias=False)) for v in fitting]
         found.append((name, float(np.mean(skews)), float(stats.sem(skews))))
     return found
 
@@ -197,7 +195,7 @@ def digits_table(thresholds: gate.Thresholds) -> str:
     level = 1 - compare.ALARM / (CELLS * MEASURES)
     rows = []
     for (architecture, row), cell in thresholds.cells.items():
-        bound = cell.bounds.get("test_accuracy")
+        bound = cell.bounds.get(TEST_ACCURACY)
         if bound is None:
             continue
         by_mean = detectable_shift(cell.n, level, thresholds.grid_seeds)

@@ -88,17 +88,18 @@ def _reading_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
     landscape.add_argument("--protocol", help="the .toml file, if it does not come with flatbench")
     landscape.add_argument(
         "--directions",
-        choices=("random", "hessian", "line"),
+        choices=("random", "hessian", "line", "spectrum"),
         default="random",
-        help="filter-normalised; top Hessian eigenvectors; from one case to another",
+        help="filter-normalised; top Hessian eigenvectors; from one case to another; or, in place "
+        "of the loss, the density of the Hessian's eigenvalues",
     )
     landscape.add_argument("--dimensions", type=int, choices=(1, 2), help="default: 2; a line's: 1")
-    landscape.add_argument("--points", type=int, default=21, help="along an axis (default: 21)")
+    landscape.add_argument("--points", type=int, help="along an axis (default: 21)")
     landscape.add_argument("--span", type=float, help="largest step (default: 1; a line's: 0.25)")
-    landscape.add_argument("--seed", type=int, default=0, help="of the directions (default: 0)")
-    landscape.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto (default)")
-    landscape.add_argument("--data-dir", type=Path, help="where data sets are kept")
-    landscape.add_argument("--results", type=Path, default=Path("results"), help="of the runs")
+    landscape.add_argument(
+        "--seed", type=int, default=0, help="of directions, or of a spectrum's probes (default: 0)"
+    )
+    add(landscape.add_argument, MACHINE, RESULTS)
     landscape.add_argument("--output", type=Path, help="default: RESULTS/PROTOCOL/landscapes")
     landscape.set_defaults(command=_landscape)
 
@@ -224,26 +225,30 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _landscape(options: argparse.Namespace) -> int:
-    from flatbench.landscape.drawing import View, draw
+    from flatbench.landscape.drawing import View, draw, draw_spectra
     from flatbench.records.store import Store
     from flatbench.training import devices
 
     cases = [from_id(text, options.protocol) for text in options.cases]
-    is_line = options.directions == "line"
-    view = View(
-        kind=options.directions,
-        dimensions=options.dimensions or (1 if is_line else 2),
-        points=options.points,
-        span=options.span if options.span is not None else 0.25 if is_line else 1.0,
-        seed=options.seed,
-    )
-    files = draw(
-        cases,
-        view,
-        Store(options.results),
-        options.output or options.results / cases[0].protocol.name / "landscapes",
-        where=devices.find(options.device),
-        data_dir=options.data_dir,
-    )
+    store = Store(options.results)
+    output = options.output or options.results / cases[0].protocol.name / "landscapes"
+    place = {"where": devices.find(options.device), "data_dir": options.data_dir}
+    if options.directions == "spectrum":
+        for name in ("dimensions", "points", "span"):
+            if (given := getattr(options, name)) is not None:
+                raise UsageError(
+                    f"--{name} must be left out with --directions spectrum, got {given}"
+                )
+        files = draw_spectra(cases, options.seed, store, output, **place)
+    else:
+        is_line = options.directions == "line"
+        view = View(
+            kind=options.directions,
+            dimensions=options.dimensions or (1 if is_line else 2),
+            points=options.points if options.points is not None else 21,
+            span=options.span if options.span is not None else 0.25 if is_line else 1.0,
+            seed=options.seed,
+        )
+        files = draw(cases, view, store, output, **place)
     print("\n".join(map(str, files)))
     return 0

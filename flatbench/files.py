@@ -1,4 +1,4 @@
-"""Writing files so that they are whole or as they were, whatever happens meanwhile."""
+"""Atomic writing: a file is either whole or as it was, whatever happens meanwhile."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def write_json(path: Path, table: Mapping[str, Any]) -> None:
-    """Write JSON so that the file is either whole or as it was, whatever happens meanwhile."""
+    """Write a table as JSON, atomically."""
     text = json.dumps(table, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
     write_atomically(path, text.encode())
 

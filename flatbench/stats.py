@@ -1,6 +1,6 @@
-"""Means, intervals and tests over seeds: scipy.stats with the words of this field.
+"""Means, intervals and tests over seeds: scipy.stats in the words of this field.
 
-Every function takes plain sequences of finite numbers, one a seed, and is silent about where they
+Functions take plain sequences of finite numbers, one for each seed, and know nothing of where they
 come from. What cannot be computed from so few values is None, never NaN.
 """
 
@@ -28,7 +28,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Summary:
-    """``n`` values' mean (None without a value) and sample std, ddof = 1 (None below two)."""
+    """The mean of ``n`` values (None of none) and their sample std, ddof = 1 (None below two)."""
 
     n: int
     mean: float | None
@@ -59,7 +59,7 @@ Numbers = TypeVar("Numbers", float, FloatArray)
 
 
 def prediction_bound(values: Sequence[float], level: float, side: Side, new: int = 1) -> float:
-    """Return a one-sided bound that the mean of ``new`` further values keeps with ``level``.
+    """Return the bound that the mean of ``new`` further values keeps with probability ``level``.
 
     See `prediction_limit`.
 
@@ -67,7 +67,7 @@ def prediction_bound(values: Sequence[float], level: float, side: Side, new: int
         ValueError: fewer than two values.
     """
     if len(values) < 2:
-        raise ValueError(f"a prediction bound needs at least two values, not {len(values)}")
+        raise ValueError(f"values must be at least two, got {len(values)}")
     mean, std = float(np.mean(values)), float(np.std(values, ddof=1))
     return prediction_limit(mean, std, len(values), level, side, new)
 
@@ -75,27 +75,27 @@ def prediction_bound(values: Sequence[float], level: float, side: Side, new: int
 def prediction_limit(
     mean: Numbers, std: Numbers, n: int, level: float, side: Side, new: int = 1
 ) -> Numbers:
-    """Return the bound from the mean and sample std of ``n`` values; element-wise of arrays.
+    """Return the bound from the mean and sample std of ``n`` values; element-wise for arrays.
 
-    For independent normal values, mean ∓ t(level, n − 1) · s · sqrt(1/new + 1/n): the exact
-    one-sided prediction limit (Hahn & Meeker, Statistical Intervals, 1991, section 4.8).
+    It is mean ∓ t(level, n − 1) · s · sqrt(1/new + 1/n), the exact one-sided prediction limit for
+    independent normal values (Hahn & Meeker, Statistical Intervals, 1991, section 4.8).
     """
     reach = _t_quantile(level, n) * math.sqrt(1 / new + 1 / n) * std
     return mean - reach if side == "lower" else mean + reach
 
 
 def detection_rate(shift: float, n: int, level: float, new: int = 1) -> float:
-    """Return how often a shift for the worse, in standard deviations, crosses the limit.
+    """Return the probability that a shift for the worse, in standard deviations, crosses the limit.
 
-    The difference of the two means over s · sqrt(1/new + 1/n) is noncentral t with n − 1 degrees
-    of freedom, for normal values whose spread stays.
+    For normal values whose spread stays, the difference of the two means over
+    s · sqrt(1/new + 1/n) is noncentral t with n − 1 degrees of freedom.
     """
     noncentrality = shift / math.sqrt(1 / new + 1 / n)
     return float(stats.nct.sf(_t_quantile(level, n), n - 1, noncentrality))
 
 
 def detectable_shift(n: int, level: float, new: int = 1, rate: float = 0.9) -> float:
-    """Return the smallest shift, in standard deviations, that is found with this rate."""
+    """Return the smallest shift, in standard deviations, that is found at this rate."""
     highest = 1.0
     while detection_rate(highest, n, level, new) < rate:
         highest *= 2
@@ -121,14 +121,14 @@ class Paired:
 
 
 def paired(differences: Sequence[float]) -> Paired | None:
-    """Return the mean, interval, tests and effect size of paired differences; None of none.
+    """Return the mean, interval, tests and effect size of paired differences, or None without any.
 
     Differences that are all equal have no test: their spread is unknown, not zero. Below n = 6
     the exact signed-rank test cannot reach 5 % (its smallest p-value is 2^(1 − n)), so it is not
-    run. It is exact up to 50 differences of different sizes, and up to 13 with ties or zeros
-    among them; beyond that by 8,192 random sign changes, from 51 on by the normal approximation.
-    The effect size is d = mean / std times J(n − 1), which makes it unbiased (Hedges,
-    Journal of Educational Statistics 6, 1981).
+    run. Its p-value is exact up to 50 differences of different sizes, and up to 13 with ties or
+    zeros among them. More of those take 8,192 random sign changes, and more than 50 differences
+    the normal approximation. The effect size is d = mean / std times J(n − 1), which makes it
+    unbiased (Hedges, Journal of Educational Statistics 6, 1981).
     """
     n = len(differences)
     if n == 0:
@@ -160,7 +160,7 @@ def _signed_rank(differences: Sequence[float]) -> float:
 
 
 def _hedges(freedom: int) -> float:
-    """Return J(freedom), which is below 1 and goes to it; 0 of one degree of freedom."""
+    """Return Hedges' J(freedom), which is below 1 and tends to it; 0 for one degree of freedom."""
     if freedom == 1:
         return 0.0
     ratio = math.lgamma(freedom / 2) - math.lgamma((freedom - 1) / 2)
@@ -170,11 +170,11 @@ def _hedges(freedom: int) -> float:
 def holm(p_values: Sequence[float]) -> list[float]:
     """Return p-values adjusted for their number (Holm, Scandinavian J. of Statistics 6, 1979).
 
-    Those below α are the hypotheses rejected with a family-wise error of at most α, whatever
-    their dependence.
+    To reject the hypotheses whose adjusted value is below α has a family-wise error of at most α,
+    whatever their dependence.
     """
     adjusted = [0.0] * len(p_values)
-    largest = 0.0
+    largest = 0.0  # an adjusted value is at least those of the smaller p-values
     for rank, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
         adjusted[i] = largest
@@ -200,13 +200,22 @@ def kendall(
 ) -> Correlation | None:
     """Return Kendall's τ-b between clusters, with a bootstrap interval that resamples clusters.
 
-    Runs of one cell under several seeds are not independent evidence of a relation between
-    cells: only pairs of points from two clusters count, and whole clusters are drawn (Davison &
-    Hinkley, Bootstrap Methods, 1997, section 3.8), with percentiles of the draws' τ. With
-    ``strata`` (of whole clusters) only pairs within a stratum count, and each stratum is drawn
-    from by itself. The draws are seeded: the same data give the same interval. None where τ is
-    undefined (no pair, or one side constant); no interval below 5 clusters, or where all pairs
-    agree.
+    Runs of one cell under several seeds are not independent evidence of a relation between cells.
+    So only pairs of points from two clusters count, and whole clusters are drawn (Davison &
+    Hinkley, Bootstrap Methods, 1997, section 3.8); the interval has the percentiles of τ over the
+    draws. The draws are seeded: the same data give the same interval.
+
+    Args:
+        x: one value for each point.
+        y: one value for each point.
+        clusters: the cluster of each point.
+        strata: the stratum of each point, one for a whole cluster. Only pairs within a stratum
+            count, and each stratum is drawn from by itself. None means one stratum.
+        resamples: how often the clusters are drawn.
+
+    Returns:
+        τ, or None where it is undefined: no pair, or one side constant. It has no interval below
+        5 clusters, or where all pairs agree.
     """
     groups: dict[object, int] = {}
     group = np.array([groups.setdefault(cluster, len(groups)) for cluster in clusters], int)
@@ -224,7 +233,7 @@ def kendall(
     )
 
     def taus(counts: FloatArray) -> FloatArray:
-        """Return τ of samples that hold each group so often: (samples, groups) -> (samples,)."""
+        """Return τ of samples, from how often each holds each group: (samples, groups)."""
         sums = [((counts @ m) * counts).sum(1) for m in (concordant, untied_x, untied_y)]
         with np.errstate(invalid="ignore"):  # 0 / 0: a resample with one side constant
             return np.asarray(sums[0] / np.sqrt(sums[1] * sums[2]))
@@ -250,10 +259,10 @@ def kendall(
 def _pairs_between(
     x: FloatArray, y: FloatArray, group: npt.NDArray[np.int_], groups: int
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Return, for every two groups, sums over the pairs of their points, each (groups, groups).
+    """Return, for every two groups, three sums over the pairs of their points, (groups, groups).
 
-    The sums are of sign(Δx) sign(Δy), of Δx ≠ 0 and of Δy ≠ 0. A resample's τ needs no more than
-    these: n² work once, instead of once a resample.
+    The sums are of sign(Δx) sign(Δy), of Δx ≠ 0 and of Δy ≠ 0. The τ of a resample needs no more
+    than these, so the n² work is done once instead of once for each resample.
     """
     order = np.argsort(group, kind="stable")
     x, y, group = x[order], y[order], group[order]

@@ -43,7 +43,7 @@ _LATEX = {
 
 
 def plain(text: str) -> str:
-    """Return one printable line: anything else (newlines, control and bidi signs) as an escape.
+    """Return one printable line, with anything else (newlines, control and bidi signs) escaped.
 
     A name from a file must not start a new table row, move the terminal's cursor, or fail to
     encode (lone surrogates).
@@ -85,7 +85,7 @@ def ranges(numbers: Iterable[int]) -> str:
 
 
 def decimals(values: Sequence[float], digits: int = 3) -> int:
-    """Return how many decimals give the smallest non-zero value ``digits`` digits; at most 6."""
+    """Return how many decimals show ``digits`` digits of the smallest non-zero value; at most 6."""
     sizes = [abs(value) for value in values if value != 0]
     if not sizes:
         return digits - 1
@@ -93,7 +93,7 @@ def decimals(values: Sequence[float], digits: int = 3) -> int:
 
 
 def number(value: float, places: int, *, sign: bool = False) -> str:
-    """Return a number with so many decimals, in powers of ten where it would show as zero."""
+    """Return a number with ``places`` decimals, or in powers of ten where it would show as zero."""
     plus = "+" if sign else ""
     if value != 0 and abs(value) < 0.5 * 10.0**-places:
         text = f"{value:{plus}.1e}"

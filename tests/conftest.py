@@ -1,7 +1,6 @@
 """What every test file shares."""
 
 import os
-from collections.abc import Iterator
 
 import hypothesis
 import pytest
@@ -21,7 +20,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 @pytest.fixture(autouse=True)
-def settings_put_back() -> Iterator[None]:
+def settings_put_back():
     """No test leaves its arithmetic to the next."""
     with put_back():
         yield

@@ -7,16 +7,13 @@ three can't share a process. xdist gives a core whole files: each inner file has
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
 
-def run_inner(
-    subtests: pytest.Subtests, tmp_path: Path, file: str, environment: Mapping[str, str]
-) -> str:
+def run_inner(subtests, tmp_path, file, environment):
     """Run a file of this folder; return what it printed. Each inner test is a subtest."""
     report = tmp_path / "inner.xml"
     quiet = ["-qs", "-p", "no:cacheprovider", f"--junitxml={report}"]

@@ -6,9 +6,6 @@ another process, on the very addresses that were launched: so the weights afterw
 that what is launched is what the interpreted tests prove right.
 """
 
-from collections.abc import Iterator
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -26,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:CUDA initialization")
 
 # nesterov and dampening are numbers in the table of settings: no launch of their own
 KINDS = ("sgd", "momentum", "adam", "adamw")
-METHODS: dict[str, dict[str, Any]] = {
+METHODS = {
     "sam": {"adaptive": False},
     "asam": {"adaptive": True},
     "asam-weights": {"adaptive": "weights", "eta": 0.01},
@@ -35,16 +32,16 @@ STATE = {"sgd": (), "momentum": ("momentum_buffer",)}  # the others are Adam's
 NAMES = ("norm_partials", "perturb", "restore_and_step")
 SHAPES = {"conv.weight": (8, 3, 3, 3), "conv.bias": (17,), "head.weight": (4099,)}
 
-LAUNCHES: list[stub.Launch] = []
-RESULTS: dict[str, set[int]] = {}  # launches a step, by combination
+LAUNCHES = []
+RESULTS = {}  # launches a step, by combination
 
 
 @pytest.fixture(scope="module")
-def launched() -> Any:
+def launched():
     """Count launches; each is kept in LAUNCHES and executed before the launching call returns."""
     interpreter = Interpreter()
 
-    def observe(launch: stub.Launch) -> None:
+    def observe(launch):
         LAUNCHES.append(launch)
         interpreter(launch)
 
@@ -52,20 +49,20 @@ def launched() -> Any:
 
 
 @pytest.fixture(autouse=True)
-def cpu_tensors_are_launched_with(monkeypatch: pytest.MonkeyPatch) -> None:
+def cpu_tensors_are_launched_with(monkeypatch):
     monkeypatch.setattr(sam_module, "why_not_fused", lambda device: None)
     LAUNCHES.clear()
 
 
 @pytest.fixture(scope="module", autouse=True)
-def table_of_launches() -> Iterator[None]:
+def table_of_launches():
     yield
     print()
     for name, counts in RESULTS.items():
         print(f"{name:24} {', '.join(map(str, counts))} launches a step")
 
 
-def parameters() -> dict[str, nn.Parameter]:
+def parameters():
     generator = torch.Generator().manual_seed(0)
     return {n: nn.Parameter(torch.randn(s, generator=generator)) for n, s in SHAPES.items()}
 
@@ -73,7 +70,7 @@ def parameters() -> dict[str, nn.Parameter]:
 class Pair:
     """The same steps taken by launches and by the eager path, compared after each."""
 
-    def __init__(self, base: str, method: str) -> None:
+    def __init__(self, base, method):
         kind, options = BASES[base]
         self.base = base
         self.ours, self.theirs = parameters(), parameters()
@@ -82,7 +79,7 @@ class Pair:
         self.eager = SAM(self.theirs.items(), kind, implementation="eager", **common)
         self.generator = torch.Generator().manual_seed(1)
 
-    def step(self, without: str | None = None) -> list[stub.Launch]:
+    def step(self, without=None):
         """Take a step with gradients at addresses that none had before; return its launches."""
         LAUNCHES.clear()
         for half in ("first_step", "second_step"):
@@ -101,7 +98,7 @@ class Pair:
         torch.testing.assert_close(self.fused.gradient_norm, self.eager.gradient_norm)
         return list(LAUNCHES)
 
-    def check(self, launches: list[stub.Launch]) -> None:
+    def check(self, launches):
         """Hold each launch against the tensors' own addresses."""
         assert tuple(launch.kernel for launch in launches) == NAMES
         step = self.fused._fused_step()
@@ -134,7 +131,7 @@ class Pair:
         assert norm["gradients"] == perturb["gradients"] == step_["ascent_gradients"]
         self.check_tables(tables, norm["gradients"], step_["gradients"])
 
-    def check_tables(self, tables: Any, first_pointers: int, second_pointers: int) -> None:
+    def check_tables(self, tables, first_pointers, second_pointers):
         tensors = tables.tensors.tolist()
         second = [p.grad for p in self.ours.values()]
         for pointers, gradients in ((first_pointers, self.first), (second_pointers, second)):
@@ -154,7 +151,7 @@ class Pair:
             assert row[8] == is_adaptive(group, i)
 
 
-def shared_bytes(launch: stub.Launch) -> int:
+def shared_bytes(launch):
     """Of the binary that was launched, as its compiler counted them."""
     (found,) = {
         compiled.metadata.shared
@@ -167,7 +164,7 @@ def shared_bytes(launch: stub.Launch) -> int:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("base", KINDS)
-def test_every_kind_of_step_is_three_launches(launched: Any, base: str, method: str) -> None:
+def test_every_kind_of_step_is_three_launches(launched, base, method):
     pair = Pair(base, method)
     taken = {"first": pair.step(), "later": pair.step(), "no gradient": pair.step("conv.bias")}
     fresh = nn.Parameter(torch.ones(33)), nn.Parameter(torch.ones(33))
@@ -184,9 +181,7 @@ def test_every_kind_of_step_is_three_launches(launched: Any, base: str, method: 
 
 @pytest.mark.parametrize("half", ["first_step", "second_step"])
 @pytest.mark.parametrize("base", KINDS)
-def test_a_gradient_that_is_not_finite_leaves_all_as_it_was(
-    launched: Any, base: str, half: str
-) -> None:
+def test_a_gradient_that_is_not_finite_leaves_all_as_it_was(launched, base, half):
     pair = Pair(base, "sam")
     pair.step()
     sam, w = pair.fused, pair.ours["head.weight"]
@@ -206,7 +201,7 @@ def test_a_gradient_that_is_not_finite_leaves_all_as_it_was(
     assert all(torch.equal(a, b) for a, b in zip(now, state, strict=True))
 
 
-def test_resnet18_is_three_launches(launched: Any) -> None:
+def test_resnet18_is_three_launches(launched):
     torch.manual_seed(0)
     model = models.build("resnet18", width=2, in_channels=3, classes=10)
     model = model.to(memory_format=torch.channels_last)
@@ -219,7 +214,7 @@ def test_resnet18_is_three_launches(launched: Any) -> None:
     for net, optimizer in ((model, sam), (twin, check)):
         net(x).square().mean().backward()
 
-        def closure(net: nn.Module = net) -> Tensor:
+        def closure(net=net):
             loss = net(x).square().mean()
             loss.backward()
             return loss
@@ -233,10 +228,10 @@ def test_resnet18_is_three_launches(launched: Any) -> None:
 
 
 @pytest.mark.skipif(not hasattr(Tensor, "grad_dtype"), reason="torch without grad_dtype")
-def test_bfloat16_gradients_are_launched_as_such(launched: Any) -> None:
+def test_bfloat16_gradients_are_launched_as_such(launched):
     pair = Pair("adam", "asam")
     for p in pair.ours.values():
-        p.grad_dtype = torch.bfloat16  # type: ignore[attr-defined]
+        p.grad_dtype = torch.bfloat16
     for half in ("first_step", "second_step"):
         for name, p in pair.ours.items():
             p.grad = torch.randn(p.shape, generator=pair.generator).bfloat16()
@@ -248,13 +243,13 @@ def test_bfloat16_gradients_are_launched_as_such(launched: Any) -> None:
         torch.testing.assert_close(p, pair.theirs[name], rtol=1e-6, atol=1e-7)
 
 
-def test_the_trial_launches(launched: Any) -> None:
+def test_the_trial_launches(launched):
     out = torch.zeros(1)
     kernels.trial[(1,)](out, **kernels.LAUNCH)
     assert out.item() == 1.0
 
 
-def test_a_launch_that_the_driver_refuses_is_an_error(launched: Any) -> None:
+def test_a_launch_that_the_driver_refuses_is_an_error(launched):
     """So that a check in an observer, which cannot raise through C, does fail the test."""
     outside = torch.frombuffer(bytearray(64), dtype=torch.float32)  # not in the arena
     with pytest.raises(RuntimeError, match="the observer refused"):

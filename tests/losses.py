@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from scipy import stats
-from torch import Tensor, nn
+from torch import nn
 from torch.func import functional_call
 
 D = torch.float64
@@ -14,42 +14,42 @@ D = torch.float64
 class Quadratic(nn.Module):
     """Outputs ½ wᵀAw + bᵀw for every example; with `mean` as loss that is L."""
 
-    def __init__(self, matrix: Tensor, slope: Tensor, at: Tensor) -> None:
+    def __init__(self, matrix, slope, at):
         super().__init__()
         self.register_buffer("matrix", matrix)
         self.register_buffer("slope", slope)
         self.w = nn.Parameter(at)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         height = 0.5 * self.w @ self.matrix @ self.w + self.slope @ self.w
         return height.expand(len(x))
 
 
-def mean(outputs: Tensor, targets: Tensor) -> Tensor:
+def mean(outputs, targets):
     return outputs.mean()
 
 
 ANY = (torch.zeros(4, 1), torch.zeros(4))  # the quadratic does not look at its examples
 
 
-def symmetric(spectrum: list[float], seed: int = 0) -> Tensor:
+def symmetric(spectrum, seed=0):
     d = len(spectrum)
     q = np.linalg.qr(np.random.default_rng(seed).normal(size=(d, d)))[0]
     return torch.tensor(q @ np.diag(spectrum) @ q.T)
 
 
-def quadratic(spectrum: list[float], seed: int = 0) -> Quadratic:
+def quadratic(spectrum, seed=0):
     rng = np.random.default_rng(100 + seed)
     slope, at = torch.tensor(rng.normal(size=(2, len(spectrum))))
     return Quadratic(symmetric(spectrum, seed), slope, at)
 
 
-def mlp(activation: type[nn.Module] = nn.Tanh, seed: int = 0, dtype: torch.dtype = D) -> nn.Module:
+def mlp(activation=nn.Tanh, seed=0, dtype=D):
     torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(5, 6), activation(), nn.Linear(6, 3)).to(dtype)
 
 
-def conv_net(seed: int = 0, dtype: torch.dtype = D) -> nn.Module:
+def conv_net(seed=0, dtype=D):
     torch.manual_seed(seed)
     net = nn.Sequential(
         nn.Conv2d(1, 3, 3, bias=False),
@@ -68,12 +68,12 @@ def conv_net(seed: int = 0, dtype: torch.dtype = D) -> nn.Module:
     return net.eval()
 
 
-def examples(n: int = 30, seed: int = 1, dtype: torch.dtype = D) -> tuple[Tensor, Tensor]:
+def examples(n=30, seed=1, dtype=D):
     g = torch.Generator().manual_seed(seed)
     return torch.randn(n, 5, generator=g, dtype=dtype), torch.randint(3, (n,), generator=g)
 
 
-def images(n: int = 20, seed: int = 1, dtype: torch.dtype = D) -> tuple[Tensor, Tensor]:
+def images(n=20, seed=1, dtype=D):
     g = torch.Generator().manual_seed(seed)
     return torch.randn(n, 1, 7, 7, generator=g, dtype=dtype), torch.randint(3, (n,), generator=g)
 
@@ -93,18 +93,18 @@ def flat_loss(model, loss, x, y):
     return at, center
 
 
-def dense_hessian(model, loss, x, y) -> Tensor:
+def dense_hessian(model, loss, x, y):
     at, center = flat_loss(model, loss, x, y)
     return torch.func.hessian(at)(center)
 
 
-def covered(estimates, truth: float, degrees: int) -> int:
+def covered(estimates, truth, degrees):
     """How many of the estimates' 90 % Student intervals hold the truth."""
     t = stats.t.ppf(0.95, degrees)
     return sum(abs(e.value - truth) <= t * e.standard_error for e in estimates)
 
 
-def assert_nominal(hits: int, trials: int) -> None:
+def assert_nominal(hits, trials):
     """``hits`` of ``trials`` 90 % intervals hold the truth: not fewer, nor many more, by chance."""
     low, high = stats.binom.ppf([0.0005, 0.9995], trials, 0.9)
     assert low <= hits <= high, f"{hits} of {trials}"

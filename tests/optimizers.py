@@ -1,16 +1,13 @@
 """What the optimizer's tests share: bases, gradients, and how two results are compared."""
 
-from collections.abc import Collection, Iterable, Sequence
-from typing import Any
-
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from flatbench.optim import SAM
 
 SGD, Adam, AdamW = torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW
-BASES: dict[str, tuple[Any, dict[str, Any]]] = {
+BASES = {
     "sgd": (SGD, {"lr": 0.1}),
     "momentum": (SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}),
     "nesterov": (SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}),
@@ -23,26 +20,22 @@ BASES: dict[str, tuple[Any, dict[str, Any]]] = {
 every_base = pytest.mark.parametrize("base", BASES)
 
 
-def parameters(*shapes: tuple[int, ...] | int, seed: int = 0) -> list[nn.Parameter]:
+def parameters(*shapes, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
 
 
-def clone(params: Iterable[Tensor], dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
+def clone(params, dtype=torch.float32):
     return [nn.Parameter(p.detach().to(dtype, copy=True)) for p in params]
 
 
-def optimizer(
-    params: Any, base: str = "momentum", implementation: str = "fused", **options: Any
-) -> SAM:
+def optimizer(params, base="momentum", implementation="fused", **options):
     """SAM over a base of BASES, whose options the given ones override."""
     kind, kwargs = BASES[base]
     return SAM(params, kind, implementation=implementation, **{**kwargs, **options})
 
 
-def set_gradients(
-    params: Iterable[Tensor], generator: torch.Generator, missing: Collection[int] = ()
-) -> None:
+def set_gradients(params, generator, missing=()):
     """Noise plus a pull towards 0, so that the second gradient depends on the perturbation.
 
     Each gradient is a new tensor on the generator's device, laid out as its parameter. Those whose
@@ -55,14 +48,14 @@ def set_gradients(
 
 
 def run(
-    params: Sequence[Tensor],
-    sam: SAM,
-    steps: int,
-    seed: int = 0,
-    missing_first: Collection[int] = (),
-    missing_second: Collection[int] = (),
-    zero_grad: bool = False,
-) -> None:
+    params,
+    sam,
+    steps,
+    seed=0,
+    missing_first=(),
+    missing_second=(),
+    zero_grad=False,
+):
     """Take steps with the gradients of `set_gradients`, the same ones for the same seed."""
     generator = torch.Generator(params[0].device).manual_seed(seed)
     for _ in range(steps):
@@ -72,14 +65,14 @@ def run(
         sam.second_step(zero_grad=zero_grad)
 
 
-def vector(tensors: Iterable[Tensor]) -> Tensor:
+def vector(tensors):
     return torch.cat([t.detach().double().flatten() for t in tensors])
 
 
-def relative_error(ours: Iterable[Tensor], reference: Iterable[Tensor]) -> float:
+def relative_error(ours, reference):
     a, b = vector(ours), vector(reference)
     return ((a - b).norm() / b.norm()).item()
 
 
-def assert_bitwise(a: Tensor | Sequence[Tensor], b: Tensor | Sequence[Tensor]) -> None:
+def assert_bitwise(a, b):
     torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)

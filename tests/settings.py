@@ -1,12 +1,10 @@
 """The process-wide settings of torch's arithmetic."""
 
-from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
-BACKENDS: Any = torch.backends
+BACKENDS = torch.backends
 OPTIONS = [
     (BACKENDS.cudnn, "benchmark"),
     (BACKENDS.cudnn.conv, "fp32_precision"),
@@ -15,14 +13,14 @@ OPTIONS = [
 ]
 
 
-def settings() -> list[Any]:
+def settings():
     """What they are now."""
     found = [getattr(owner, name) for owner, name in OPTIONS]
     return [*found, torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()]
 
 
 @contextmanager
-def put_back() -> Iterator[None]:
+def put_back():
     *values, threads, deterministic = settings()
     try:
         yield

@@ -1,8 +1,5 @@
 """Records with made-up numbers, for the tests of what reads records."""
 
-from collections.abc import Sequence
-from typing import Any
-
 import numpy as np
 
 from flatbench.records.record import Epoch, Record
@@ -25,16 +22,16 @@ PROVENANCE = {
 
 
 def record(
-    optimizer: str = "sgd",
-    architecture: str = "resnet18",
-    seed: int = 0,
+    optimizer="sgd",
+    architecture="resnet18",
+    seed=0,
     *,
-    test_accuracy: float | None = 90.0,
-    sam_sharpness: float | None = 0.1,
-    protocol: str = "digits",
-    provenance: dict[str, Any] | None = None,
-    **fields: Any,
-) -> Record:
+    test_accuracy=90.0,
+    sam_sharpness=0.1,
+    protocol="digits",
+    provenance=None,
+    **fields,
+):
     """One record; by default a completed one that says where it comes from."""
     status = fields.pop("status", "completed")
     if status != "completed":
@@ -57,15 +54,15 @@ def record(
 
 
 def grid(
-    seeds: Sequence[int] = (0, 1, 2),
+    seeds=(0, 1, 2),
     *,
-    generator: int = 0,
-    architectures: Sequence[str] = ("resnet18", "vgg16"),
-    means: dict[str, float] = MEANS,
-    spread: float = 1.0,
-    epochs: int = 0,
-    **fields: Any,
-) -> list[Record]:
+    generator=0,
+    architectures=("resnet18", "vgg16"),
+    means=MEANS,
+    spread=1.0,
+    epochs=0,
+    **fields,
+):
     """A grid in which every cell is normal around its row's mean, its sharpness log-normal."""
     random = np.random.default_rng(generator)
     made = []

@@ -2,8 +2,6 @@
 
 import importlib.util
 import warnings
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +14,7 @@ CUDA = torch.device("cuda", 0)
 
 
 @pytest.fixture(autouse=True)
-def nothing_remembered() -> Iterator[None]:
+def nothing_remembered():
     for function in (availability._why_no_launch, sam._warn_of_eager):
         function.cache_clear()
     yield
@@ -24,16 +22,14 @@ def nothing_remembered() -> Iterator[None]:
         function.cache_clear()
 
 
-def program(folder: Path, name: str) -> Path:
+def program(folder, name):
     path = folder / name
     path.write_text("#!/bin/sh\n")
     path.chmod(0o755)
     return path
 
 
-def test_the_compiler_for_triton_is_cc_or_else_the_first_on_the_path(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_compiler_for_triton_is_cc_or_else_the_first_on_the_path(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
     assert c_compiler() is None
@@ -47,12 +43,12 @@ def test_the_compiler_for_triton_is_cc_or_else_the_first_on_the_path(
     assert c_compiler() is None
 
 
-def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_triton(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert why_not_fused(CUDA) == "it needs the package triton"
 
 
-def test_on_a_cpu() -> None:
+def test_on_a_cpu():
     pytest.importorskip("triton")
     reason = "parameters must be on a CUDA device, got cpu (or set TRITON_INTERPRET=1)"
     assert why_not_fused(torch.device("cpu")) == reason
@@ -61,7 +57,7 @@ def test_on_a_cpu() -> None:
     assert str(caught.value) == f"implementation='fused' is not possible: {reason}"
 
 
-def test_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler(tmp_path, monkeypatch):
     pytest.importorskip("triton")
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
@@ -69,7 +65,7 @@ def test_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a kernel launches here")
-def test_where_the_trial_fails_its_error_is_one_line() -> None:
+def test_where_the_trial_fails_its_error_is_one_line():
     """The real path of a machine with triton and a compiler whose driver is missing."""
     pytest.importorskip("triton")
     reason = why_not_fused(CUDA)
@@ -79,7 +75,7 @@ def test_where_the_trial_fails_its_error_is_one_line() -> None:
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_the_trial_launches() -> None:
+def test_on_a_gpu_the_trial_launches():
     """Only a driver can take a launch for good; the stub's is in launched_kernels.py."""
     assert why_not_fused(CUDA) is None
 
@@ -98,10 +94,10 @@ class Elsewhere(SAM):
             self.gradient_norm = norm
 
 
-def test_auto_says_once_why_it_is_eager(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_says_once_why_it_is_eager(monkeypatch):
     asked = []
 
-    def why_not(device: torch.device) -> str:
+    def why_not(device):
         asked.append(device)
         return "no C compiler is found"
 
@@ -115,7 +111,7 @@ def test_auto_says_once_why_it_is_eager(monkeypatch: pytest.MonkeyPatch) -> None
     assert str(warning.message) == "SAM takes its eager step on cuda:0: no C compiler is found"
 
 
-def test_eager_by_choice_asks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eager_by_choice_asks_nothing(monkeypatch):
     monkeypatch.setattr(sam, "why_not_fused", lambda device: pytest.fail("asked"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")

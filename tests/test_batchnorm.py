@@ -13,11 +13,11 @@ KINDS = [
 ]
 
 
-def statistics(module: nn.Module) -> dict[str, torch.Tensor]:
+def statistics(module):
     return {name: b.clone() for name, b in module.named_buffers()}
 
 
-def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+def assert_same(a, b):
     torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 

@@ -1,17 +1,14 @@
 """The grid: which cases, in which order, under which ids, and what a wrong selection says."""
 
-from pathlib import Path
-
 import pytest
 
 from flatbench.errors import UsageError
-from flatbench.protocols.cases import Case, grid
-from flatbench.protocols.protocol import Protocol
+from flatbench.protocols.cases import grid
 from tests import tiny
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Protocol:
+def settings(tmp_path):
     whole = tiny.table(
         seeds=[5, 0],
         model={"width": 4, "architectures": ["vgg16", "resnet18"]},
@@ -21,11 +18,11 @@ def settings(tmp_path: Path) -> Protocol:
     return tiny.protocol(tmp_path, whole)
 
 
-def ids(cases: list[Case]) -> list[str]:
+def ids(cases):
     return [case.id.removeprefix("tiny/") for case in cases]
 
 
-def test_the_whole_grid_in_the_order_of_the_file_seed_by_seed(settings: Protocol) -> None:
+def test_the_whole_grid_in_the_order_of_the_file_seed_by_seed(settings):
     assert [case.id for case in grid(settings)] == [
         "tiny/vgg16/adam/seed5",
         "tiny/vgg16/sgd/seed5",
@@ -42,7 +39,7 @@ def test_the_whole_grid_in_the_order_of_the_file_seed_by_seed(settings: Protocol
     ]
 
 
-def test_a_selection_in_its_own_order(settings: Protocol) -> None:
+def test_a_selection_in_its_own_order(settings):
     assert ids(grid(settings, ["resnet18"], ["sgd+sam", "adam"], [9])) == [
         "resnet18/sgd+sam/seed9",
         "resnet18/adam/seed9",
@@ -56,7 +53,7 @@ def test_a_selection_in_its_own_order(settings: Protocol) -> None:
     assert len(grid(settings, architectures=["vgg16"])) == 6
 
 
-def test_a_case_runs_its_row_as_its_architecture_overrides_it(settings: Protocol) -> None:
+def test_a_case_runs_its_row_as_its_architecture_overrides_it(settings):
     on_vgg, on_resnet = grid(settings, optimizers=["sgd"], seeds=[0])
     assert (on_vgg.row.lr, on_resnet.row.lr) == (1.0, 0.05)
     assert (on_vgg.epochs, on_resnet.epochs) == (9, 9)
@@ -64,7 +61,7 @@ def test_a_case_runs_its_row_as_its_architecture_overrides_it(settings: Protocol
     assert on_vgg.cell_hash() == settings.cell_hash("sgd", "vgg16")
 
 
-def test_seeds_of_one_cell_share_its_hash(settings: Protocol) -> None:
+def test_seeds_of_one_cell_share_its_hash(settings):
     assert len({case.cell_hash() for case in grid(settings)}) == 6
     cell = grid(settings, ["vgg16"], ["adam"], range(4))
     assert len({case.cell_hash() for case in cell}) == 1
@@ -86,9 +83,7 @@ def test_seeds_of_one_cell_share_its_hash(settings: Protocol) -> None:
         ({"architectures": ["vgg16"] * 2}, "--architectures: vgg16 is given more than once"),
     ],
 )
-def test_a_wrong_selection_is_one_line(
-    settings: Protocol, selection: dict[str, list[str]], expected: str
-) -> None:
+def test_a_wrong_selection_is_one_line(settings, selection, expected):
     with pytest.raises(UsageError) as caught:
         grid(settings, **selection)
     assert str(caught.value) == expected

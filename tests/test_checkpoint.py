@@ -4,7 +4,6 @@ import os
 import random
 import signal
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ import torch
 from flatbench.protocols.cases import Case, grid
 from flatbench.protocols.reading import load
 from flatbench.records.reading import from_json
-from flatbench.records.record import Record
 from flatbench.training import checkpoint, step, trainer
 
 TINY = """
@@ -38,7 +36,7 @@ rho = 0.05
 
 
 @pytest.fixture(scope="module")
-def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+def case(tmp_path_factory):
     path = tmp_path_factory.mktemp("protocol") / "tiny.toml"
     path.write_text(TINY)
     return grid(load(str(path)), seeds=[0])[0]
@@ -53,12 +51,12 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(case: Case) -> Record:
+def uninterrupted(case):
     return trainer.train(case)
 
 
 @pytest.fixture(autouse=True)
-def checkpoint_every_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+def checkpoint_every_epoch(monkeypatch):
     monkeypatch.setattr(trainer, "CHECKPOINT_SHARE", float("inf"))
 
 
@@ -66,8 +64,8 @@ class Stop(Exception):
     pass
 
 
-def train_until(case: Case, path: Path, epoch: int, **options: bool) -> None:
-    def stop(number: int, _: object) -> None:
+def train_until(case, path, epoch, **options):
+    def stop(number, _):
         if number == epoch:
             raise Stop
 
@@ -75,7 +73,7 @@ def train_until(case: Case, path: Path, epoch: int, **options: bool) -> None:
         trainer.train(case, checkpoints=path, on_epoch=stop, **options)
 
 
-def test_resumed_equals_uninterrupted(case: Case, uninterrupted: Record, tmp_path: Path) -> None:
+def test_resumed_equals_uninterrupted(case, uninterrupted, tmp_path):
     path = tmp_path / "case.pt"
     train_until(case, path, 2)
     train_until(case, path, 4, resume=True)
@@ -86,15 +84,15 @@ def test_resumed_equals_uninterrupted(case: Case, uninterrupted: Record, tmp_pat
     assert len(resumed.history) == case.epochs
 
 
-def test_without_resume_a_checkpoint_is_not_used(case: Case, tmp_path: Path) -> None:
+def test_without_resume_a_checkpoint_is_not_used(case, tmp_path):
     path = tmp_path / "case.pt"
     train_until(case, path, 3)
-    epochs: list[int] = []
+    epochs = []
     trainer.train(case, checkpoints=path, on_epoch=lambda number, _: epochs.append(number))
     assert epochs == [1, 2, 3, 4, 5]
 
 
-def test_the_checkpoint_of_another_case_is_not_used(case: Case, tmp_path: Path) -> None:
+def test_the_checkpoint_of_another_case_is_not_used(case, tmp_path):
     path = tmp_path / "case.pt"
     train_until(case, path, 3)
     other = Case(case.protocol, case.architecture, case.optimizer, seed=1)
@@ -103,8 +101,8 @@ def test_the_checkpoint_of_another_case_is_not_used(case: Case, tmp_path: Path) 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty"])
 def test_a_damaged_checkpoint_is_reported_and_the_previous_used(
-    case: Case, uninterrupted: Record, tmp_path: Path, damage: str
-) -> None:
+    case, uninterrupted, tmp_path, damage
+):
     path = tmp_path / "case.pt"
     train_until(case, path, 4)  # checkpoints of epochs 2 and 3 are there
     content = bytearray(path.read_bytes())
@@ -117,7 +115,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_previous_used(
     assert resumed.without_timings() == uninterrupted.without_timings()
 
 
-def test_final_weights_are_those_of_the_record(case: Case, tmp_path: Path) -> None:
+def test_final_weights_are_those_of_the_record(case, tmp_path):
     from safetensors.torch import load_file
 
     from flatbench import data, models
@@ -132,7 +130,7 @@ def test_final_weights_are_those_of_the_record(case: Case, tmp_path: Path) -> No
     assert loss == pytest.approx(record.test_loss, rel=1e-5)
 
 
-def in_child(function) -> int:
+def in_child(function):
     """Run a function in a forked child and return its pid; a fork needs no new import of torch."""
     pid = os.fork()
     if pid == 0:
@@ -148,16 +146,16 @@ STAGES = ["fsync", "chmod", "replace", "replace 2", "replace 3"]
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_killed_within_a_checkpoint_write(
-    case: Case,
-    uninterrupted: Record,
-    tmp_path: Path,
-    stage: str,
-) -> None:
+    case,
+    uninterrupted,
+    tmp_path,
+    stage,
+):
     path = tmp_path / "case.pt"
     train_until(case, path, 3)
     name, _, count = stage.partition(" ")
 
-    def die_within_the_write() -> None:
+    def die_within_the_write():
         real, calls = getattr(os, name), iter(range(int(count or 1)))
         last = int(count or 1) - 1
 
@@ -176,20 +174,20 @@ def test_killed_within_a_checkpoint_write(
     assert resumed.without_timings() == uninterrupted.without_timings()
 
 
-def test_killed_twenty_times_at_random(case: Case, uninterrupted: Record, tmp_path: Path) -> None:
+def test_killed_twenty_times_at_random(case, uninterrupted, tmp_path):
     path, result = tmp_path / "case.pt", tmp_path / "record.json"
     chance = random.Random(0)
     epoch_seconds = max(epoch.seconds for epoch in uninterrupted.history)
-    resumed_after: list[int] = []
+    resumed_after = []
     kills = 0
 
-    def train() -> None:
+    def train():
         from flatbench.files import write_json
 
         record = trainer.train(case, checkpoints=path, resume=True)
         write_json(result, record.to_json())
 
-    def written() -> int:
+    def written():
         return path.stat().st_mtime_ns if path.exists() else 0
 
     while kills < 20:
@@ -214,7 +212,7 @@ def test_killed_twenty_times_at_random(case: Case, uninterrupted: Record, tmp_pa
     assert resumed_after + finished.provenance["resumed_after"]  # some kills did interrupt
 
 
-def read_back(path: Path) -> Record:
+def read_back(path):
     import json
 
     return from_json(json.loads(path.read_text()), path)

@@ -225,7 +225,7 @@ def test_what_cannot_be_compared_is_refused(current, says):
     with pytest.raises(UsageError, match=says) as error:
         compare(BASELINE, current)
     assert "\n" not in str(error.value)
-    with pytest.raises(UsageError, match="alarm"):
+    with pytest.raises(UsageError, match="alarm must be a number between 0 and 1, got 0"):
         compare(BASELINE, BASELINE, alarm=0.0)
 
 

@@ -1,13 +1,11 @@
 """One protocol's runs against another's: numpy's and scipy's numbers, by cell and over cells."""
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from flatbench.protocols.protocol import Protocol
 from flatbench.protocols.reading import load
 from flatbench.report import chapters, render
 from tests import tiny
@@ -18,7 +16,7 @@ MEANS = {"sgd": 88.0, "sgd+sam": 92.0}
 
 
 @pytest.fixture
-def protocols(tmp_path: Path) -> tuple[Protocol, Protocol]:
+def protocols(tmp_path):
     whole = tiny.table(model={"width": 4, "architectures": ["resnet18", "vgg16"]})
     base = tiny.protocol(tmp_path, whole)
     training = {**whole["training"], "precision": "bf16"}
@@ -26,30 +24,30 @@ def protocols(tmp_path: Path) -> tuple[Protocol, Protocol]:
     return base, tiny.protocol(tmp_path, other, "tiny-bf16")
 
 
-def runs(protocol: Protocol, generator: int, seeds: range = range(5), **fields: object) -> list:
+def runs(protocol, generator, seeds=range(5), **fields):
     of_it = {"common_hash": protocol.common_hash()}
     return grid(
         seeds, generator=generator, means=MEANS, protocol=protocol.name, provenance=of_it, **fields
     )
 
 
-def table(records: list, protocols: tuple[Protocol, ...], title: str):
+def table(records, protocols, title):
     found = [
         t for chapter in chapters(records, protocols) for t in chapter.tables if title in t.title
     ]
     return found[0] if found else None
 
 
-def cell(made, row: str, column: str) -> str:
+def cell(made, row, column):
     return dict(made.rows)[row][made.columns.index(column)].text
 
 
-def test_differences_are_by_seed_and_the_margins_of_seed_means(protocols) -> None:
+def test_differences_are_by_seed_and_the_margins_of_seed_means(protocols):
     one, other = runs(protocols[0], 1, epochs=2), runs(protocols[1], 2, epochs=2)
     made = table([*one, *other], protocols, "Difference in test accuracy by seed")
     assert made.title.endswith("tiny-bf16 − tiny: seeds 0–4")
 
-    def accuracies(records) -> np.ndarray:  # [row, architecture, seed]
+    def accuracies(records):  # [row, architecture, seed]
         by_case = {(r.optimizer, r.architecture, r.seed): r.test_accuracy for r in records}
         return np.array(
             [[[by_case[o, a, s] for s in range(5)] for a in ("resnet18", "vgg16")] for o in ROWS]
@@ -67,7 +65,7 @@ def test_differences_are_by_seed_and_the_margins_of_seed_means(protocols) -> Non
         assert cell(made, row, column) == text
 
 
-def test_only_seeds_that_both_completed_count(protocols) -> None:
+def test_only_seeds_that_both_completed_count(protocols):
     one, other = runs(protocols[0], 1), runs(protocols[1], 2, range(1, 7))
     gone = dataclasses.replace(other[0], status="diverged", test_accuracy=None, reason="lost")
     other[0] = gone  # of seed 1
@@ -78,15 +76,15 @@ def test_only_seeds_that_both_completed_count(protocols) -> None:
     assert "n = 4 pairs unless" in made.note
 
 
-def test_a_completed_run_without_an_accuracy_has_no_difference(protocols) -> None:
+def test_a_completed_run_without_an_accuracy_has_no_difference(protocols):
     one, other = runs(protocols[0], 1), runs(protocols[1], 2)
     other[0] = dataclasses.replace(other[0], test_accuracy=None)
     made = table([*one, *other], protocols, "Difference in test accuracy by seed")
     assert cell(made, other[0].optimizer, other[0].architecture).endswith("(n = 4)")
 
 
-def test_times_are_ratios_of_relative_times(protocols) -> None:
-    def timed(protocol: Protocol, seconds: float, calibration: float) -> list:
+def test_times_are_ratios_of_relative_times(protocols):
+    def timed(protocol, seconds, calibration):
         found = runs(protocol, 1)
         return [
             dataclasses.replace(r, seconds=seconds, calibration_seconds=calibration) for r in found
@@ -100,7 +98,7 @@ def test_times_are_ratios_of_relative_times(protocols) -> None:
     assert {c.text for _, cells in made.rows for c in cells} == {"—"}
 
 
-def test_without_the_other_protocol_there_is_no_such_table(protocols) -> None:
+def test_without_the_other_protocol_there_is_no_such_table(protocols):
     assert table(runs(protocols[1], 2), protocols, "Difference in") is None
     no_common_seed = [*runs(protocols[0], 1, range(3)), *runs(protocols[1], 1, range(3, 6))]
     assert table(no_common_seed, protocols, "Difference in") is None
@@ -109,13 +107,13 @@ def test_without_the_other_protocol_there_is_no_such_table(protocols) -> None:
 
 
 @pytest.mark.parametrize("form", ["markdown", "html", "latex"])
-def test_every_format_has_it(protocols, form: str) -> None:
+def test_every_format_has_it(protocols, form):
     text = render([*runs(protocols[0], 1), *runs(protocols[1], 2)], form, protocols)
     assert "Difference in test accuracy by seed" in text
 
 
 @pytest.mark.parametrize("name", ["digits", "fashion"])
-def test_the_bf16_protocols_are_their_counterparts_but_for_the_precision(name: str) -> None:
+def test_the_bf16_protocols_are_their_counterparts_but_for_the_precision(name):
     base, other = load(name), load(f"{name}-bf16")
     assert other.compare_with == name
     assert base.training.precision == "fp32"

@@ -6,7 +6,6 @@ import os
 import pickle
 import struct
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +16,7 @@ import torchvision
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from sklearn.datasets import load_digits
-from torch import Tensor
 from torchvision.transforms import functional as reference
 
 from flatbench import data
@@ -29,11 +26,11 @@ from flatbench.protocols.protocol import Data
 DIGITS = Data("digits")
 
 
-def rng(seed: int = 0) -> torch.Generator:
+def rng(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def contents(*parts: data.Part) -> Counter[tuple[bytes, int]]:
+def contents(*parts):
     """Every example, image and label together, with how often it occurs."""
     return Counter(
         (hashlib.sha256(image.numpy().tobytes()).digest(), int(label))
@@ -42,15 +39,15 @@ def contents(*parts: data.Part) -> Counter[tuple[bytes, int]]:
     )
 
 
-def shares(part: data.Part) -> NDArray[np.float64]:
-    counts: NDArray[np.float64] = np.bincount(part.labels.numpy(), minlength=10) / len(part)
+def shares(part):
+    counts = np.bincount(part.labels.numpy(), minlength=10) / len(part)
     return counts
 
 
 # --- splits
 
 
-def test_digits_are_those_of_scikit_learn_each_in_one_part() -> None:
+def test_digits_are_those_of_scikit_learn_each_in_one_part():
     found = data.load(Data("digits", validation=0.25))
     bunch = load_digits()
     original = data.Part(
@@ -67,9 +64,7 @@ def test_digits_are_those_of_scikit_learn_each_in_one_part() -> None:
 
 @pytest.mark.parametrize("examples", [None, 500])
 @pytest.mark.parametrize("validation", [0.1, 0.25, 0.5])
-def test_every_part_has_the_classes_in_the_proportions_of_the_whole(
-    validation: float, examples: int | None
-) -> None:
+def test_every_part_has_the_classes_in_the_proportions_of_the_whole(validation, examples):
     found = data.load(Data("digits", validation=validation, train_examples=examples))
     whole = np.bincount(load_digits().target) / 1797
     for part in (found.train, found.validation, found.test):
@@ -85,7 +80,7 @@ def test_every_part_has_the_classes_in_the_proportions_of_the_whole(
         Data("digits", train_examples=100, augmentation="crop"),
     ],
 )
-def test_the_test_part_is_always_the_same(settings: Data) -> None:
+def test_the_test_part_is_always_the_same(settings):
     found, plain = data.load(settings), data.load(DIGITS)
     assert torch.equal(found.test.images, plain.test.images)
     assert torch.equal(found.test.labels, plain.test.labels)
@@ -93,7 +88,7 @@ def test_the_test_part_is_always_the_same(settings: Data) -> None:
     assert contents(found.train, found.validation) <= contents(plain.train)
 
 
-def test_splits_do_not_listen_to_the_global_generators() -> None:
+def test_splits_do_not_listen_to_the_global_generators():
     settings = Data("digits", validation=0.25, train_examples=300)
     found = []
     for seed in (1, 2):
@@ -107,13 +102,13 @@ def test_splits_do_not_listen_to_the_global_generators() -> None:
 
 
 @given(count=st.integers(10, 1067))
-def test_as_many_training_examples_as_asked_for(count: int) -> None:
+def test_as_many_training_examples_as_asked_for(count):
     found = data.load(Data("digits", validation=0.25, train_examples=count))
     assert len(found.train) == count
     assert len(found.validation) == 360
 
 
-def test_more_training_examples_than_there_are_is_all_of_them() -> None:
+def test_more_training_examples_than_there_are_is_all_of_them():
     assert len(data.load(Data("digits", train_examples=10_000)).train) == 1437
 
 
@@ -126,11 +121,11 @@ def test_more_training_examples_than_there_are_is_all_of_them() -> None:
         (Data("digits", validation=0.999), "data.validation = 0.999"),
     ],
 )
-def test_a_part_without_every_class_is_refused(settings: Data, wish: str) -> None:
+def test_a_part_without_every_class_is_refused(settings, wish):
     assert message(settings).startswith(f"{wish} must split the 1437 training images")
 
 
-def test_normalised_with_the_statistics_of_the_training_part_alone() -> None:
+def test_normalised_with_the_statistics_of_the_training_part_alone():
     found = data.load(Data("digits", validation=0.25, train_examples=200))
     x = found.normalise(found.train.images).double()
     assert x.shape == (200, 1, 8, 8)
@@ -141,7 +136,7 @@ def test_normalised_with_the_statistics_of_the_training_part_alone() -> None:
     assert found.mean.item() != pytest.approx(everything.mean().item(), rel=1e-4)
 
 
-def test_normalised_images_are_channels_last() -> None:
+def test_normalised_images_are_channels_last():
     x = data.load(DIGITS).normalise(torch.zeros(4, 8, 8, 1, dtype=torch.uint8))
     assert x.dtype == torch.float32
     assert x.is_contiguous(memory_format=torch.channels_last)
@@ -156,9 +151,7 @@ def test_normalised_images_are_channels_last() -> None:
     fraction=st.floats(0, 1, exclude_max=True),
     seed=st.integers(0, 2**63),
 )
-def test_exactly_the_fraction_of_the_labels_becomes_wrong(
-    count: int, classes: int, fraction: float, seed: int
-) -> None:
+def test_exactly_the_fraction_of_the_labels_becomes_wrong(count, classes, fraction, seed):
     labels = torch.randint(0, classes, (count,), generator=rng(1))
     before = labels.clone()
     noisy = data.noisy_labels(labels, classes, fraction, rng(seed))
@@ -168,7 +161,7 @@ def test_exactly_the_fraction_of_the_labels_becomes_wrong(
     assert torch.equal(noisy, data.noisy_labels(labels, classes, fraction, rng(seed)))
 
 
-def test_noise_is_symmetric() -> None:
+def test_noise_is_symmetric():
     """Every class is hit alike, and goes to every other class alike."""
     labels = torch.arange(10).repeat(1000)
     noisy = data.noisy_labels(labels, 10, 0.4, rng())
@@ -182,14 +175,14 @@ def test_noise_is_symmetric() -> None:
     assert scipy.stats.chisquare(places).pvalue > 0.01
 
 
-def test_another_seed_is_other_noise() -> None:
+def test_another_seed_is_other_noise():
     labels = torch.zeros(200, dtype=torch.int64)
     one, two = (data.noisy_labels(labels, 10, 0.4, rng(seed)) for seed in (1, 2))
     assert not torch.equal(one, two)
     assert not torch.equal(one != labels, two != labels)
 
 
-def test_loading_makes_no_noise() -> None:
+def test_loading_makes_no_noise():
     clean, noisy = data.load(DIGITS), data.load(Data("digits", label_noise=0.4))
     for name in ("train", "test"):
         assert torch.equal(getattr(clean, name).labels, getattr(noisy, name).labels)
@@ -199,9 +192,7 @@ def test_loading_makes_no_noise() -> None:
 
 
 @given(examples=st.integers(1, 300), batch_size=st.integers(2, 70), seed=st.integers(0, 2**63))
-def test_an_epoch_visits_every_example_once_but_a_single_leftover(
-    examples: int, batch_size: int, seed: int
-) -> None:
+def test_an_epoch_visits_every_example_once_but_a_single_leftover(examples, batch_size, seed):
     batches = list(data.batches(examples, batch_size, rng(seed), "cpu"))
     leftover = examples % batch_size == 1
     visited = torch.cat(batches).tolist() if batches else []
@@ -212,7 +203,7 @@ def test_an_epoch_visits_every_example_once_but_a_single_leftover(
     assert all(2 <= len(batch) <= batch_size for batch in batches)
 
 
-def test_epochs_differ_and_seeds_repeat() -> None:
+def test_epochs_differ_and_seeds_repeat():
     generator = rng(3)
     first, second = (
         torch.cat(list(data.batches(100, 10, generator, "cpu"))).tolist() for _ in range(2)
@@ -228,12 +219,12 @@ def test_epochs_differ_and_seeds_repeat() -> None:
 SIZE = 10
 
 
-def colours(count: int, channels: int = 3) -> Tensor:
+def colours(count, channels=3):
     """Images of random bytes, so that no crop of one is another."""
     return torch.randint(1, 256, (count, SIZE, SIZE, channels), dtype=torch.uint8, generator=rng(7))
 
 
-def reference_views(image: Tensor) -> dict[bytes, tuple[int, int, int]]:
+def reference_views(image):
     """torchvision's every crop of the padded image, plain and mirrored: its bytes -> its place."""
     padded = reference.pad(image.permute(2, 0, 1), [data.PADDING] * 4)
     views = {}
@@ -247,7 +238,7 @@ def reference_views(image: Tensor) -> dict[bytes, tuple[int, int, int]]:
     return views
 
 
-def places(kind: str, images: Tensor, batch: Tensor, seed: int) -> NDArray[np.int64]:
+def places(kind, images, batch, seed):
     """(top, left, flipped) of each augmented image, found among torchvision's views of its own."""
     views = [reference_views(image) for image in images]
     padded = data.pad(images)
@@ -260,7 +251,7 @@ def places(kind: str, images: Tensor, batch: Tensor, seed: int) -> NDArray[np.in
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("kind", ["crop", "crop-flip"])
-def test_each_image_is_a_view_that_torchvision_makes_of_it(kind: str, channels: int) -> None:
+def test_each_image_is_a_view_that_torchvision_makes_of_it(kind, channels):
     images = colours(5, channels)
     batch = torch.tensor([4, 0, 0, 2, 3, 1, 4])
     found = places(kind, images, batch, seed=1)  # a KeyError there: it is none of the views
@@ -268,7 +259,7 @@ def test_each_image_is_a_view_that_torchvision_makes_of_it(kind: str, channels: 
     assert (found != places(kind, images, batch, seed=2)).any()
 
 
-def test_crops_and_flips_are_uniform_and_drawn_for_each_image() -> None:
+def test_crops_and_flips_are_uniform_and_drawn_for_each_image():
     images = colours(3)
     batch = torch.arange(3).repeat(1800)
     found = places("crop-flip", images, batch, seed=0)
@@ -281,14 +272,14 @@ def test_crops_and_flips_are_uniform_and_drawn_for_each_image() -> None:
     assert (found[1:] == found[:-1]).all(axis=1).mean() < 0.05
 
 
-def test_crop_does_not_flip() -> None:
+def test_crop_does_not_flip():
     images = colours(2)
     found = places("crop", images, torch.arange(2).repeat(200), seed=0)
     assert set(found[:, 2]) == {0}
     assert set(found[:, 0]) == set(found[:, 1]) == set(range(9))
 
 
-def test_none_is_the_images_themselves() -> None:
+def test_none_is_the_images_themselves():
     images, batch = colours(6), torch.tensor([5, 1])
     assert torch.equal(data.augment(images, batch, "none", SIZE, rng()), images[batch])
 
@@ -296,7 +287,7 @@ def test_none_is_the_images_themselves() -> None:
 # --- Fashion-MNIST's files
 
 
-def idx(array: NDArray[np.uint8], kind: int = 8) -> bytes:
+def idx(array, kind=8):
     """MNIST's format: http://yann.lecun.com/exdb/mnist."""
     header = struct.pack(f">HBB{array.ndim}I", 0, kind, array.ndim, *array.shape)
     return header + array.tobytes()
@@ -308,7 +299,7 @@ CLASSES = (np.arange(50) % 10).astype(np.uint8)
 
 
 @pytest.fixture
-def fashion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def fashion(tmp_path, monkeypatch):
     monkeypatch.delenv("FLATBENCH_DATA", raising=False)
     for part, count in (("train", 50), ("t10k", 20)):
         files = {"images-idx3": idx(IMAGES[:count]), "labels-idx1": idx(CLASSES[:count])}
@@ -317,7 +308,7 @@ def fashion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def message(settings: Data, folder: Path | None = None) -> str:
+def message(settings, folder=None):
     with pytest.raises(UsageError) as caught:
         data.load(settings, data_dir=folder)
     (line,) = str(caught.value).splitlines()
@@ -325,7 +316,7 @@ def message(settings: Data, folder: Path | None = None) -> str:
 
 
 @pytest.mark.parametrize("below", [".", "fashion-mnist", "FashionMNIST/raw"])
-def test_fashion_mnist_is_read(fashion: Path, tmp_path: Path, below: str) -> None:
+def test_fashion_mnist_is_read(fashion, tmp_path, below):
     folder = tmp_path / "elsewhere" / below
     folder.mkdir(parents=True)
     for file in fashion.glob("*.gz"):
@@ -340,9 +331,7 @@ def test_fashion_mnist_is_read(fashion: Path, tmp_path: Path, below: str) -> Non
     assert found.std.item() == pytest.approx(IMAGES.std())
 
 
-def test_the_environment_names_the_folder(
-    fashion: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_environment_names_the_folder(fashion, monkeypatch, tmp_path):
     monkeypatch.setenv("FLATBENCH_DATA", str(fashion))
     assert len(data.load(Data("fashion-mnist")).train) == 50
     # an argument goes before it
@@ -350,22 +339,22 @@ def test_the_environment_names_the_folder(
     assert len(data.load(Data("fashion-mnist"), data_dir=fashion).train) == 50
 
 
-def test_a_download_lands_where_load_looks(tmp_path: Path) -> None:
+def test_a_download_lands_where_load_looks(tmp_path):
     raw = torchvision.datasets.FashionMNIST.__new__(torchvision.datasets.FashionMNIST)
     raw.root = tmp_path
     assert Path(raw.raw_folder) == tmp_path / "FashionMNIST" / "raw"
 
 
-def replaced(name: str, content: bytes) -> Callable[[Path], object]:
+def replaced(name, content):
     return lambda folder: (folder / name).write_bytes(content)
 
 
-def packed(name: str, content: bytes) -> Callable[[Path], object]:
+def packed(name, content):
     return replaced(name, gzip.compress(content))
 
 
-def flipped(name: str, at: int) -> Callable[[Path], object]:
-    def damage(folder: Path) -> None:
+def flipped(name, at):
+    def damage(folder):
         content = bytearray((folder / name).read_bytes())
         content[at] ^= 0x55
         (folder / name).write_bytes(content)
@@ -373,7 +362,7 @@ def flipped(name: str, at: int) -> Callable[[Path], object]:
     return damage
 
 
-DAMAGES: list[tuple[Callable[[Path], object], str, str]] = [
+DAMAGES = [
     (lambda d: os.truncate(d / TRAIN, 9_000), TRAIN, "cannot be read: Compressed file ended"),
     (flipped(TRAIN, 3), TRAIN, "cannot be read: "),  # in the compressed header's flags
     (flipped(TRAIN, 20), TRAIN, "cannot be read: "),
@@ -397,16 +386,14 @@ DAMAGES: list[tuple[Callable[[Path], object], str, str]] = [
 
 
 @pytest.mark.parametrize(("damage", "name", "expected"), DAMAGES)
-def test_a_damaged_file_is_named_in_one_line(
-    fashion: Path, damage: Callable[[Path], object], name: str, expected: str
-) -> None:
+def test_a_damaged_file_is_named_in_one_line(fashion, damage, name, expected):
     damage(fashion)
     assert message(Data("fashion-mnist"), fashion).startswith(f"{fashion / name}: {expected}")
 
 
 @hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(at=st.integers(0, 10_000), mask=st.integers(1, 255))
-def test_no_damaged_byte_passes_unnoticed(fashion: Path, at: int, mask: int) -> None:
+def test_no_damaged_byte_passes_unnoticed(fashion, at, mask):
     """gzip's checksum sees whatever the reader does not; only gzip's own header has free bytes."""
     content = bytearray(gzip.compress(idx(IMAGES), mtime=0))
     content[10 + at % (len(content) - 10)] ^= mask
@@ -415,9 +402,7 @@ def test_no_damaged_byte_passes_unnoticed(fashion: Path, at: int, mask: int) -> 
     assert line.startswith(f"{fashion / TRAIN}: ")
 
 
-def test_fashion_mnist_missing_says_how_to_get_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fashion_mnist_missing_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "exists", lambda path: False)  # Debian's package may be there
     line = message(Data("fashion-mnist"), tmp_path)
     assert line.startswith(f"data set fashion-mnist: no {TRAIN} in {tmp_path} or ")
@@ -428,7 +413,7 @@ def test_fashion_mnist_missing_says_how_to_get_it(
     not Path("/usr/share/datasets/fashion-mnist").exists(),
     reason="Debian's package dataset-fashion-mnist is not installed",
 )
-def test_fashion_mnist_from_the_package_of_debian(tmp_path: Path) -> None:
+def test_fashion_mnist_from_the_package_of_debian(tmp_path):
     found = data.load(Data("fashion-mnist", train_examples=1000), data_dir=tmp_path)
     assert np.bincount(found.train.labels).tolist() == [100] * 10
     assert np.bincount(found.test.labels).tolist() == [1000] * 10
@@ -438,20 +423,20 @@ def test_fashion_mnist_from_the_package_of_debian(tmp_path: Path) -> None:
 # --- CIFAR's files
 
 
-def cifar_batch(seed: int, count: int, labels: dict[str, list[int]]) -> bytes:
+def cifar_batch(seed, count, labels):
     """As https://www.cs.toronto.edu/~kriz/cifar.html has it: a row an image, red, green, blue."""
     pixels = np.random.default_rng(seed).integers(0, 256, (count, 3072), dtype=np.uint8)
     return pickle.dumps({"data": pixels, **labels})
 
 
-def cifar_file(folder: Path, name: str, content: bytes) -> tuple[str, str]:
+def cifar_file(folder, name, content):
     folder.mkdir(exist_ok=True)
     (folder / name).write_bytes(content)
     return name, hashlib.md5(content).hexdigest()
 
 
 @pytest.fixture
-def cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cifar10(tmp_path, monkeypatch):
     """Six batches of 20 images, and torchvision told of their checksums."""
     reader, folder = torchvision.datasets.CIFAR10, tmp_path / "cifar-10-batches-py"
     labels = [i % 10 for i in range(20)]
@@ -468,7 +453,7 @@ def cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def cifar100(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cifar100(tmp_path, monkeypatch):
     reader, folder = torchvision.datasets.CIFAR100, tmp_path / "cifar-100-python"
     labels = {"fine_labels": [*range(100)] * 2, "coarse_labels": [i % 20 for i in range(200)]}
     files = [
@@ -483,11 +468,11 @@ def cifar100(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def rows(seed: int, count: int) -> NDArray[np.uint8]:
+def rows(seed, count):
     return np.random.default_rng(seed).integers(0, 256, (count, 3072), dtype=np.uint8)
 
 
-def test_cifar10_is_read(cifar10: Path) -> None:
+def test_cifar10_is_read(cifar10):
     found = data.load(Data("cifar10", validation=0.2), data_dir=cifar10)
     assert [len(p) for p in (found.train, found.validation, found.test)] == [80, 20, 20]
     assert (found.classes, found.channels) == (10, 3)
@@ -506,7 +491,7 @@ def test_cifar10_is_read(cifar10: Path) -> None:
     torch.testing.assert_close(x.mean((0, 2, 3)), torch.zeros(3).double(), atol=1e-5, rtol=0)
 
 
-def test_cifar100_is_read_with_its_fine_labels(cifar100: Path) -> None:
+def test_cifar100_is_read_with_its_fine_labels(cifar100):
     found = data.load(Data("cifar100"), data_dir=cifar100)
     assert (found.classes, len(found.train), len(found.test)) == (100, 200, 200)
     assert found.train.labels.tolist() == [*range(100)] * 2
@@ -514,7 +499,7 @@ def test_cifar100_is_read_with_its_fine_labels(cifar100: Path) -> None:
     assert torch.equal(found.train.images, expected)
 
 
-def absent(name: str, folder: Path) -> str:
+def absent(name, folder):
     return (
         f"data set {name}: not found (or its checksum is wrong) in {folder}; download it there "
         f"with: flatbench download {name} --data-dir {folder}"
@@ -522,13 +507,13 @@ def absent(name: str, folder: Path) -> str:
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-def test_cifar_missing_says_how_to_get_it(tmp_path: Path, name: str) -> None:
+def test_cifar_missing_says_how_to_get_it(tmp_path, name):
     assert message(Data(name), tmp_path) == absent(name, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["data_batch_3", "test_batch", "batches.meta"])
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "missing"])
-def test_cifar_with_a_damaged_file_is_refused(cifar10: Path, name: str, damage: str) -> None:
+def test_cifar_with_a_damaged_file_is_refused(cifar10, name, damage):
     path = cifar10 / "cifar-10-batches-py" / name
     if damage == "missing":
         path.unlink()
@@ -543,10 +528,8 @@ def test_cifar_with_a_damaged_file_is_refused(cifar10: Path, name: str, damage: 
 
 
 @pytest.mark.parametrize("error", [RuntimeError, OSError])
-def test_a_failed_download_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: type[Exception]
-) -> None:
-    def fail(*arguments: object, **options: object) -> None:
+def test_a_failed_download_is_one_line(monkeypatch, tmp_path, error):
+    def fail(*arguments, **options):
         raise error("no\n  network")
 
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "__init__", fail)
@@ -557,10 +540,8 @@ def test_a_failed_download_is_one_line(
     )
 
 
-def test_a_download_that_is_there_already_is_not_fetched_again(
-    cifar10: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*arguments: object, **options: object) -> None:
+def test_a_download_that_is_there_already_is_not_fetched_again(cifar10, monkeypatch):
+    def refuse(*arguments, **options):
         raise AssertionError("fetched")
 
     monkeypatch.setattr(torchvision.datasets.cifar, "download_and_extract_archive", refuse)

@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,16 +15,16 @@ from tests.settings import put_back, settings
 
 
 @pytest.fixture
-def gpus(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+def gpus(monkeypatch, request):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: request.param > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: request.param)
 
 
-def no_gpu(name: str) -> str:
+def no_gpu(name):
     return f"--device = {name!r}: torch {torch.__version__} finds no CUDA device"
 
 
-def wrong_name(name: str) -> str:
+def wrong_name(name):
     return f"--device must be cpu, cuda, cuda:N or auto, got {name!r}"
 
 
@@ -43,7 +42,7 @@ def wrong_name(name: str) -> str:
     indirect=["gpus"],
 )
 @pytest.mark.usefixtures("gpus")
-def test_names_of_devices(name: str, found: str) -> None:
+def test_names_of_devices(name, found):
     assert devices.find(name) == torch.device(found)
 
 
@@ -59,13 +58,13 @@ def test_names_of_devices(name: str, found: str) -> None:
     indirect=["gpus"],
 )
 @pytest.mark.usefixtures("gpus")
-def test_a_device_that_is_not_there_is_one_line(name: str, expected: str) -> None:
+def test_a_device_that_is_not_there_is_one_line(name, expected):
     with pytest.raises(UsageError) as caught:
         devices.find(name)
     assert str(caught.value) == expected
 
 
-def test_settings_of_arithmetic_are_put_back() -> None:
+def test_settings_of_arithmetic_are_put_back():
     """So that a test that makes its process deterministic does not do so to the next one."""
     before = settings()
     threads = torch.get_num_threads() + 1
@@ -78,7 +77,7 @@ def test_settings_of_arithmetic_are_put_back() -> None:
     assert settings() == before
 
 
-def test_cublas_is_told_before_any_test_calls_it() -> None:
+def test_cublas_is_told_before_any_test_calls_it():
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] in (":4096:8", ":16:8")
 
 
@@ -91,21 +90,19 @@ def test_cublas_is_told_before_any_test_calls_it() -> None:
         ("cuda:1", "cuda:1", ["cuda:1"]),
     ],
 )
-def test_a_gpu_becomes_the_current_one(
-    monkeypatch: pytest.MonkeyPatch, name: str, bound: str, calls: list[str]
-) -> None:
-    seen: list[str] = []
+def test_a_gpu_becomes_the_current_one(monkeypatch, name, bound, calls):
+    seen = []
     monkeypatch.setattr(torch.cuda, "set_device", lambda where: seen.append(str(where)))
     assert devices.bind(torch.device(name)) == torch.device(bound)
     assert seen == calls
 
 
-def precisions() -> tuple[str, str]:
-    backends: Any = torch.backends
+def precisions():
+    backends = torch.backends
     return backends.cudnn.conv.fp32_precision, backends.cuda.matmul.fp32_precision
 
 
-def test_fp32_is_ieee_on_a_gpu() -> None:
+def test_fp32_is_ieee_on_a_gpu():
     before = precisions()
     devices.use_ieee_fp32(torch.device("cpu"))
     assert precisions() == before
@@ -114,7 +111,7 @@ def test_fp32_is_ieee_on_a_gpu() -> None:
 
 
 @pytest.mark.gpu
-def test_a_convolution_in_ieee_fp32_is_exact_to_24_bits() -> None:
+def test_a_convolution_in_ieee_fp32_is_exact_to_24_bits():
     """Only a GPU has TF32, whose products of 10-bit mantissas are a thousand times as far off."""
     where = devices.bind(torch.device("cuda"))
     devices.use_ieee_fp32(where)
@@ -125,7 +122,7 @@ def test_a_convolution_in_ieee_fp32_is_exact_to_24_bits() -> None:
     assert (found - exact).norm() / exact.norm() < 1e-5  # TF32: about 3e-4
 
 
-def test_deterministic_on_a_cpu() -> None:
+def test_deterministic_on_a_cpu():
     torch.set_num_threads(2)
     devices.make_deterministic(torch.device("cpu"))
     assert torch.get_num_threads() == 1
@@ -134,7 +131,7 @@ def test_deterministic_on_a_cpu() -> None:
     assert not torch.is_deterministic_algorithms_warn_only_enabled()
 
 
-def test_deterministic_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deterministic_on_a_gpu(monkeypatch):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     torch.backends.cudnn.benchmark = True
     devices.make_deterministic(torch.device("cuda"))
@@ -145,9 +142,9 @@ def test_deterministic_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_worker_is_deterministic_in_ieee_fp32_and_keeps_its_memory(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    done: list[str] = []
+    monkeypatch,
+):
+    done = []
     for name in ("keep_freed_memory", "make_deterministic", "bind", "use_ieee_fp32"):
         monkeypatch.setattr(
             devices, name, lambda *where, name=name: done.append(name) or torch.device("cuda", 1)
@@ -161,14 +158,12 @@ def test_a_worker_is_deterministic_in_ieee_fp32_and_keeps_its_memory(
 @pytest.mark.parametrize(
     ("capability", "fast"), [((7, 5), False), ((8, 0), True), ((8, 9), True), ((9, 0), True)]
 )
-def test_bf16_is_fast_from_ampere_on(
-    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], fast: bool
-) -> None:
+def test_bf16_is_fast_from_ampere_on(monkeypatch, capability, fast):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda where: capability)
     assert devices.has_fast_bf16(torch.device("cuda")) is fast
 
 
-def test_bf16_is_fast_where_the_processor_says_so() -> None:
+def test_bf16_is_fast_where_the_processor_says_so():
     info = Path("/proc/cpuinfo")
     if not info.exists():
         pytest.skip("no /proc/cpuinfo to compare with")
@@ -177,8 +172,8 @@ def test_bf16_is_fast_where_the_processor_says_so() -> None:
     assert devices.has_fast_bf16(torch.device("cpu")) is expected
 
 
-def test_synchronise_waits_for_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    waited: list[torch.device] = []
+def test_synchronise_waits_for_a_gpu_alone(monkeypatch):
+    waited = []
     monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
     devices.synchronise(torch.device("cpu"))
     devices.synchronise(torch.device("cuda:1"))
@@ -186,7 +181,7 @@ def test_synchronise_waits_for_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.skipif(devices._glibc() is None, reason="no glibc")
-def test_freed_memory_is_kept_and_given_back() -> None:
+def test_freed_memory_is_kept_and_given_back():
     """By the resident pages around a tensor of 31 MiB that comes and goes."""
     code = (
         "import sys, torch\n"
@@ -204,7 +199,7 @@ def test_freed_memory_is_kept_and_given_back() -> None:
         "print(with_it - without_it, without_it - resident())\n"
     )
 
-    def pages(how: str) -> tuple[int, int]:
+    def pages(how):
         done = subprocess.run(
             [sys.executable, "-c", code, how], capture_output=True, text=True, check=True
         )

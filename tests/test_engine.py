@@ -9,7 +9,6 @@ import signal
 import struct
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +30,7 @@ from tests import synthetic, tiny
 PATIENCE = 300  # seconds; nothing here takes long, and a hang should not go on for ever
 
 
-def wait_until(condition: Callable[[], bool], what: str) -> None:
+def wait_until(condition, what):
     deadline = time.monotonic() + PATIENCE
     while not condition():
         if time.monotonic() > deadline:
@@ -39,7 +38,7 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.02)
 
 
-def gone(pid: int) -> bool:
+def gone(pid):
     """Whether a process, which may be nobody's child any more, runs no longer."""
     try:
         os.kill(pid, 0)
@@ -52,7 +51,7 @@ def gone(pid: int) -> bool:
         return False
 
 
-def endless(folder: Path, name: str) -> Case:
+def endless(folder, name):
     """A case that does not end while a test runs."""
     training = {"epochs": 1_000_000, "batch_size": 64}
     whole = tiny.table(training=training, optimizers={"sgd": tiny.SGD})
@@ -62,7 +61,7 @@ def endless(folder: Path, name: str) -> Case:
 class Terminal(io.StringIO):
     """A stream that says it is a terminal, and keeps what was written to it."""
 
-    def isatty(self) -> bool:
+    def isatty(self):
         return True
 
 
@@ -81,7 +80,7 @@ class Two:
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Two:
+def two(tmp_path_factory):
     """Four cases by as many workers as there are cores, on a machine with two."""
     folder = tmp_path_factory.mktemp("two")
     cases = grid(tiny.protocol(folder, tiny.table(seeds=[0, 1])))
@@ -100,24 +99,24 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Two:
     return Two(cases, store, records, children, left, screen.getvalue(), pipe.getvalue())
 
 
-def test_as_many_workers_as_cores_and_none_is_left(two: Two) -> None:
+def test_as_many_workers_as_cores_and_none_is_left(two):
     assert two.children == 2
     assert two.left == []
 
 
-def test_each_record_is_that_of_its_case(two: Two) -> None:
+def test_each_record_is_that_of_its_case(two):
     assert [record.id for record in two.records] == [case.id for case in two.cases]
     assert [record.status for record in two.records] == ["completed"] * 4
     assert len({record.train_loss for record in two.records}) == 4
 
 
-def test_workers_are_deterministic_with_one_thread(two: Two) -> None:
+def test_workers_are_deterministic_with_one_thread(two):
     for record in two.records:
         assert record.provenance["threads"] == 1
         assert record.provenance["deterministic"] is True
 
 
-def test_records_and_weights_lie_in_the_store(two: Two) -> None:
+def test_records_and_weights_lie_in_the_store(two):
     for case, record in zip(two.cases, two.records, strict=True):
         assert two.store.record(case) == (
             two.store.results / f"tiny/records/resnet18-{case.optimizer}-seed{case.seed}.json"
@@ -127,14 +126,14 @@ def test_records_and_weights_lie_in_the_store(two: Two) -> None:
         assert not two.store.checkpoint(case).exists()  # a finished case needs none
 
 
-def test_a_terminal_sees_the_line_and_anything_else_nothing(two: Two) -> None:
+def test_a_terminal_sees_the_line_and_anything_else_nothing(two):
     assert "\r0/4 cases · " in two.screen
     assert two.screen.endswith("\r\x1b[K")  # and is wiped at the end
     assert "\n" not in two.screen
     assert two.piped == ""
 
 
-def test_resuming_a_finished_run_starts_no_worker(two: Two) -> None:
+def test_resuming_a_finished_run_starts_no_worker(two):
     store = Store(two.store.results, resume=True)
     with local.start(two.cases, device="cpu", workers=2, store=store) as run:
         assert [run.futures[case.id].result(timeout=0) for case in two.cases] == two.records
@@ -145,7 +144,7 @@ def test_resuming_a_finished_run_starts_no_worker(two: Two) -> None:
 # --- one worker, and everything that can go wrong
 
 
-def fashion_mnist(folder: Path, size: int) -> None:
+def fashion_mnist(folder, size):
     """A data set whose images are larger than a VGG takes."""
     folder.mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, (50, size, size), dtype=np.uint8)
@@ -170,7 +169,7 @@ class Trouble:
 
 
 @pytest.fixture(scope="module")
-def trouble(tmp_path_factory: pytest.TempPathFactory) -> Trouble:
+def trouble(tmp_path_factory):
     """One worker takes these cases in turn; it is killed twice, and the block left at the last."""
     folder = tmp_path_factory.mktemp("trouble")
     data = folder / "data"
@@ -195,13 +194,13 @@ def trouble(tmp_path_factory: pytest.TempPathFactory) -> Trouble:
     made = Trouble(Store(folder / "results"), cases)
     threads = threading.active_count()
 
-    def await_epoch(name: str) -> multiprocessing.process.BaseProcess:
+    def await_epoch(name):
         epochs = run.progress.epochs_done
         wait_until(lambda: epochs.get(cases[name].id, 0) > 0, f"{name} is under way")
         (worker,) = multiprocessing.active_children()
         return worker
 
-    def await_record(*names: str) -> None:
+    def await_record(*names):
         for name in names:
             made.records[name] = run.futures[cases[name].id].result(timeout=PATIENCE)
             files = made.store.results.rglob("*.json")
@@ -224,7 +223,7 @@ def trouble(tmp_path_factory: pytest.TempPathFactory) -> Trouble:
     return made
 
 
-def test_a_worker_that_is_killed_fails_its_own_case(trouble: Trouble) -> None:
+def test_a_worker_that_is_killed_fails_its_own_case(trouble):
     record = trouble.records["killed"]
     assert record.id == trouble.cases["killed"].id
     assert record.status == "failed"
@@ -233,7 +232,7 @@ def test_a_worker_that_is_killed_fails_its_own_case(trouble: Trouble) -> None:
     assert record.provenance["cell_hash"] == trouble.cases["killed"].cell_hash()
 
 
-def test_a_signal_without_a_name_is_told_by_its_number(trouble: Trouble) -> None:
+def test_a_signal_without_a_name_is_told_by_its_number(trouble):
     record = trouble.records["signalled"]
     number = signal.SIGRTMIN + 1
     assert (record.status, record.reason) == (
@@ -242,7 +241,7 @@ def test_a_signal_without_a_name_is_told_by_its_number(trouble: Trouble) -> None
     )
 
 
-def test_an_exception_fails_its_own_case(trouble: Trouble) -> None:
+def test_an_exception_fails_its_own_case(trouble):
     record = trouble.records["too large"]
     assert record.status == "failed"
     assert record.reason is not None
@@ -251,14 +250,14 @@ def test_an_exception_fails_its_own_case(trouble: Trouble) -> None:
     assert len(record.reason.splitlines()) == 1
 
 
-def test_data_that_vanish_fail_their_own_case(trouble: Trouble) -> None:
+def test_data_that_vanish_fail_their_own_case(trouble):
     record = trouble.records["vanished"]
     assert record.status == "failed"
     assert record.reason is not None
     assert "t10k-labels-idx1-ubyte.gz: cannot be read: [Errno 2]" in record.reason
 
 
-def test_the_others_are_what_they_are_without_trouble(trouble: Trouble, two: Two) -> None:
+def test_the_others_are_what_they_are_without_trouble(trouble, two):
     """Also: with one worker or two, bit for bit."""
     for name, expected in (("sgd", two.records[0]), ("sam", two.records[1])):
         found = trouble.records[name].without_timings()
@@ -270,7 +269,7 @@ def test_the_others_are_what_they_are_without_trouble(trouble: Trouble, two: Two
             assert provenance[key] == of_other[key]
 
 
-def test_a_record_is_written_as_soon_as_it_is_there(trouble: Trouble) -> None:
+def test_a_record_is_written_as_soon_as_it_is_there(trouble):
     order = [trouble.on_disk[name] for name in trouble.records]
     assert [len(files) for files in order] == [1, 2, 3, 4, 5, 6]
     for name, record in trouble.records.items():
@@ -278,7 +277,7 @@ def test_a_record_is_written_as_soon_as_it_is_there(trouble: Trouble) -> None:
     assert not trouble.store.record(trouble.cases["left"]).exists()
 
 
-def test_leaving_the_block_ends_the_worker_at_once(trouble: Trouble) -> None:
+def test_leaving_the_block_ends_the_worker_at_once(trouble):
     assert trouble.unfinished
     assert trouble.stopped is not None
     assert trouble.stopped.exitcode == -signal.SIGTERM  # did not end by itself
@@ -288,7 +287,7 @@ def test_leaving_the_block_ends_the_worker_at_once(trouble: Trouble) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_worker_ends_by_itself_when_its_parent_is_killed(tmp_path: Path) -> None:
+def test_a_worker_ends_by_itself_when_its_parent_is_killed(tmp_path):
     case = endless(tmp_path, "orphan")
     readable, writable = os.pipe()
     parent = os.fork()
@@ -314,15 +313,15 @@ def test_a_worker_ends_by_itself_when_its_parent_is_killed(tmp_path: Path) -> No
 # --- before anything starts
 
 
-def refusal(cases: list[Case], **options: object) -> str:
-    with pytest.raises(UsageError) as caught, local.start(cases, **options):  # type: ignore[arg-type]
+def refusal(cases, **options):
+    with pytest.raises(UsageError) as caught, local.start(cases, **options):
         pytest.fail("started")
     assert multiprocessing.active_children() == []
     (line,) = str(caught.value).splitlines()
     return line
 
 
-def test_what_cannot_run_is_refused_before_a_worker_starts(tmp_path: Path) -> None:
+def test_what_cannot_run_is_refused_before_a_worker_starts(tmp_path):
     cases = grid(tiny.protocol(tmp_path))
     assert refusal(cases, device="cpu", workers=0) == (
         "--workers must be a whole number of at least 1, got 0"
@@ -336,7 +335,7 @@ def test_what_cannot_run_is_refused_before_a_worker_starts(tmp_path: Path) -> No
     assert refusal(few, device="cpu").startswith("data.train_examples = 3 must split")
 
 
-def test_a_record_that_cannot_be_reused_is_refused(tmp_path: Path) -> None:
+def test_a_record_that_cannot_be_reused_is_refused(tmp_path):
     cases = grid(tiny.protocol(tmp_path))
     store = Store(tmp_path, resume=True)
     store.record(cases[0]).parent.mkdir(parents=True)
@@ -345,7 +344,7 @@ def test_a_record_that_cannot_be_reused_is_refused(tmp_path: Path) -> None:
     assert line.startswith(f"{store.record(cases[0])}: is not JSON: ")
 
 
-def test_a_store_takes_what_would_come_out_the_same(tmp_path: Path) -> None:
+def test_a_store_takes_what_would_come_out_the_same(tmp_path):
     case = grid(tiny.protocol(tmp_path))[0]
     kept = synthetic.record("sgd", "resnet18", 0, protocol="tiny", provenance={"key": "k"})
     store = Store(tmp_path, resume=True)
@@ -364,7 +363,7 @@ def test_a_store_takes_what_would_come_out_the_same(tmp_path: Path) -> None:
         assert store.finished(case, "k") == (other if reused else None)
 
 
-def test_places(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_places(monkeypatch):
     assert local.places("cpu") == ["cpu"]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
@@ -373,7 +372,7 @@ def test_places(monkeypatch: pytest.MonkeyPatch) -> None:
     assert local.places("cpu") == ["cpu"]
 
 
-def test_cores_are_those_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cores_are_those_this_process_may_use(monkeypatch):
     assert 1 <= local.cores() <= (os.cpu_count() or 1)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 5, 9}, raising=False)
     assert local.cores() == 3
@@ -397,7 +396,7 @@ EPOCH = Epoch(
 
 
 @pytest.fixture
-def progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Progress:
+def progress(tmp_path, monkeypatch):
     """sgd and sgd+sam of 2 epochs, and sgd-2x of 4; begun 40 seconds ago."""
     whole = tiny.table()
     whole["optimizers"]["sgd-2x"] = {**tiny.SGD, "epochs": 4}
@@ -405,16 +404,16 @@ def progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Progress:
     return Progress(grid(tiny.protocol(tmp_path, whole)), started=100.0)
 
 
-def ids(progress: Progress) -> list[str]:
+def ids(progress):
     return [case.id for case in progress.cases]
 
 
-def test_before_the_first_epoch_the_time_left_is_unknown(progress: Progress) -> None:
+def test_before_the_first_epoch_the_time_left_is_unknown(progress):
     assert progress.seconds_left() is None
     assert progress.line() == "0/3 cases · time left unknown"
 
 
-def test_the_time_left_goes_by_gradient_evaluations(progress: Progress) -> None:
+def test_the_time_left_goes_by_gradient_evaluations(progress):
     sgd, sam, double = ids(progress)
     # in epochs of one gradient a batch: 2 + 2·2 + 4 = 10
     progress.epochs_done[sgd] = 1
@@ -428,7 +427,7 @@ def test_the_time_left_goes_by_gradient_evaluations(progress: Progress) -> None:
     assert progress.seconds_left() == 0
 
 
-def test_what_was_reused_cost_no_time(progress: Progress) -> None:
+def test_what_was_reused_cost_no_time(progress):
     _, sam, double = ids(progress)
     progress.finished.add(sam)
     progress.reused.add(sam)
@@ -438,7 +437,7 @@ def test_what_was_reused_cost_no_time(progress: Progress) -> None:
     assert progress.line().startswith("1/3 cases")
 
 
-def test_the_line_tells_cases_epoch_loss_accuracy_and_time_left(progress: Progress) -> None:
+def test_the_line_tells_cases_epoch_loss_accuracy_and_time_left(progress):
     sgd, sam, _ = ids(progress)
     progress.finished.add(sgd)
     progress.epochs_done |= {sgd: 2, sam: 1}
@@ -452,9 +451,7 @@ def test_the_line_tells_cases_epoch_loss_accuracy_and_time_left(progress: Progre
 @pytest.mark.parametrize(
     ("elapsed", "shown"), [(4.2, "0:04"), (59.6, "1:00"), (605, "10:05"), (3723.4, "1:02:03")]
 )
-def test_durations(
-    progress: Progress, monkeypatch: pytest.MonkeyPatch, elapsed: float, shown: str
-) -> None:
+def test_durations(progress, monkeypatch, elapsed, shown):
     monkeypatch.setattr(time, "monotonic", lambda: 100.0 + elapsed)
     progress.finished |= {ids(progress)[0]}
     progress.epochs_done[ids(progress)[2]] = 3  # half of the ten: as long again
@@ -467,37 +464,37 @@ def test_durations(
 class Watched(Terminal):
     """A terminal that lets the case end once it has seen so many lines."""
 
-    def __init__(self, future: Future[Record], lines: int) -> None:
+    def __init__(self, future, lines):
         super().__init__()
         self._future, self._countdown = future, itertools.count(lines, -1)
 
-    def flush(self) -> None:
+    def flush(self):
         super().flush()
         if next(self._countdown) == 1:
             self._future.set_result(synthetic.record())
 
 
 @pytest.fixture
-def run(progress: Progress, monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(progress, monkeypatch):
     monkeypatch.setenv("COLUMNS", "25")
     return Run({case.id: Future() for case in progress.cases}, progress)
 
 
-def test_the_line_is_cut_to_the_width_of_the_terminal(run: Run) -> None:
+def test_the_line_is_cut_to_the_width_of_the_terminal(run):
     case = run.progress.cases[0]
     screen = Watched(run.futures[case.id], lines=1)
     assert follow(run, case, screen) == synthetic.record()
     assert screen.getvalue() == "\r0/3 cases · time left un\x1b[K\r\x1b[K"
 
 
-def test_the_line_is_drawn_anew_until_the_case_ends(run: Run) -> None:
+def test_the_line_is_drawn_anew_until_the_case_ends(run):
     case = run.progress.cases[0]
     screen = Watched(run.futures[case.id], lines=3)
     follow(run, case, screen)
     assert screen.getvalue().count("\r0/3 cases") == 3
 
 
-def test_below_a_line_that_the_follower_did_not_write(run: Run) -> None:
+def test_below_a_line_that_the_follower_did_not_write(run):
     """One line down, and at the end back up to the column where pytest goes on."""
     case = run.progress.cases[0]
     screen = Watched(run.futures[case.id], lines=1)
@@ -507,7 +504,7 @@ def test_below_a_line_that_the_follower_did_not_write(run: Run) -> None:
     assert written.endswith("\r\x1b[K\x1b[1A\x1b[12G")
 
 
-def test_nothing_is_shown_of_a_case_that_is_done(run: Run) -> None:
+def test_nothing_is_shown_of_a_case_that_is_done(run):
     case = run.progress.cases[0]
     run.futures[case.id].set_result(synthetic.record())
     screen = Terminal()
@@ -515,7 +512,7 @@ def test_nothing_is_shown_of_a_case_that_is_done(run: Run) -> None:
     assert screen.getvalue() == ""
 
 
-def test_nothing_is_shown_where_there_is_no_terminal(run: Run) -> None:
+def test_nothing_is_shown_where_there_is_no_terminal(run):
     case = run.progress.cases[0]
     pipe = io.StringIO()
     timer = threading.Timer(0.1, run.futures[case.id].set_result, [synthetic.record()])
@@ -525,17 +522,17 @@ def test_nothing_is_shown_where_there_is_no_terminal(run: Run) -> None:
     assert pipe.getvalue() == ""
 
 
-def test_an_error_of_the_feeding_thread_reaches_whoever_waits(run: Run) -> None:
+def test_an_error_of_the_feeding_thread_reaches_whoever_waits(run):
     case = run.progress.cases[0]
     run.futures[case.id].set_exception(OSError("no space left on device"))
     with pytest.raises(OSError, match="no space left"):
         follow(run, case, io.StringIO())
 
 
-def test_a_record_to_be_reused_that_is_none_is_one_clear_line(tmp_path: Path) -> None:
+def test_a_record_to_be_reused_that_is_none_is_one_clear_line(tmp_path):
     case = grid(tiny.protocol(tmp_path), optimizers=["sgd"])[0]
     store = Store(tmp_path, resume=True)
     store.record(case).parent.mkdir(parents=True)
     store.record(case).write_text('{"benchmarks": []}')
-    with pytest.raises(UsageError, match=r"sgd-seed0\.json: holds 0 records: allowed is 1"):
+    with pytest.raises(UsageError, match=r"sgd-seed0\.json: must hold 1 record, got 0"):
         store.finished(case, "key")

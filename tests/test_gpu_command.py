@@ -11,9 +11,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -33,12 +31,12 @@ PARTS = ["tests", "engine", "sanitizer", "step", "trainer"]
 
 
 @pytest.fixture
-def here() -> dict[str, Any]:
+def here():
     return gpu.machine(torch.device("cpu")) | {"card": CARD, "compute_capability": "9.0"}
 
 
 @pytest.fixture
-def card(monkeypatch: pytest.MonkeyPatch) -> None:
+def card(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda where: CARD)
@@ -48,13 +46,13 @@ def card(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def parts(monkeypatch: pytest.MonkeyPatch) -> dict[str, Result]:
+def parts(monkeypatch):
     """What each part is to find; what was run is kept under "ran"."""
     found = {part: Result("passed", f"{part} is fine") for part in PARTS}
     found["ran"] = Result("", "", notes=[])
 
-    def of(part: str) -> Callable[..., Result]:
-        def part_of(setting: Setting, run: Any) -> Result:
+    def of(part):
+        def part_of(setting, run):
             found["ran"].notes.append(part)
             return found[part]
 
@@ -65,9 +63,7 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> dict[str, Result]:
     return found
 
 
-def command(
-    *arguments: str, code: str = "", **environment: str
-) -> subprocess.CompletedProcess[str]:
+def command(*arguments, code="", **environment):
     start = ["-c", f"import sys\n{code}\nfrom benchmarks.gpu import main\nsys.exit(main())"]
     return subprocess.run(
         [sys.executable, *(start if code else ["-m", "benchmarks.gpu"]), *arguments],
@@ -75,7 +71,7 @@ def command(
     )  # fmt: skip
 
 
-def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path: Path) -> None:
+def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path):
     # hidden, should this machine have one
     done = command("--output", str(tmp_path / "out"), CUDA_VISIBLE_DEVICES="")
     said = f"benchmarks.gpu: no GPU: torch {torch.__version__} finds no CUDA device\n"
@@ -83,7 +79,7 @@ def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_all_that_is_missing_is_named_in_one_line(tmp_path: Path) -> None:
+def test_all_that_is_missing_is_named_in_one_line(tmp_path):
     hide = "sys.modules |= {'pandas': None, 'pytest_benchmark': None, 'triton': None}"
     done = command("--output", str(tmp_path / "out"), code=hide, PATH="", CC="nowhere-to-be-found")
     said = "missing: triton, pandas, pytest-benchmark, a C compiler (gcc or clang, or set CC)\n"
@@ -91,18 +87,18 @@ def test_all_that_is_missing_is_named_in_one_line(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_torch_that_is_too_old_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_torch_that_is_too_old_is_missing(monkeypatch):
     before = gpu.missing()
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "2.8.1+cu128")
     assert set(gpu.missing()) - set(before) == {"torch 2.9 or newer, not 2.8.1+cu128"}
 
 
-def test_without_torch_the_rest_is_named_as_well() -> None:
+def test_without_torch_the_rest_is_named_as_well():
     done = command(code="sys.modules |= {'torch': None, 'hypothesis': None}")
     assert done.stderr == "benchmarks.gpu: missing: torch, hypothesis\n"
 
 
-def test_what_is_looked_for_is_what_the_parts_import() -> None:
+def test_what_is_looked_for_is_what_the_parts_import():
     code = (
         "import sys, importlib.metadata, pytest\n"
         "from benchmarks import gpu_parts\n"
@@ -127,9 +123,7 @@ def test_what_is_looked_for_is_what_the_parts_import() -> None:
 
 
 @pytest.mark.usefixtures("card")
-def test_all_parts_in_turn_and_joined(
-    tmp_path: Path, parts: dict[str, Result], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_all_parts_in_turn_and_joined(tmp_path, parts, capsys):
     parts["sanitizer"] = Result("skipped", "skipped: compute-sanitizer is not found")
     out = tmp_path / "out"
     assert gpu.main(["--output", str(out)]) == 0
@@ -157,9 +151,7 @@ def test_all_parts_in_turn_and_joined(
 
 
 @pytest.mark.usefixtures("card")
-def test_the_folder_is_named_after_the_card(
-    tmp_path: Path, parts: dict[str, Result], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_folder_is_named_after_the_card(tmp_path, parts, monkeypatch):
     monkeypatch.setattr(gpu, "ROOT", tmp_path)
     monkeypatch.setattr(gpu, "suite_hash", lambda: "0123456789ab")
     assert gpu.main(["--part", "step"]) == 0
@@ -173,9 +165,7 @@ def test_the_folder_is_named_after_the_card(
     ("part", "outcome"),
     [("engine", "failed"), ("sanitizer", "failed"), ("step", "timed out"), ("tests", "skipped")],
 )
-def test_a_part_that_does_not_pass_is_exit_1(
-    part: str, outcome: str, tmp_path: Path, parts: dict[str, Result]
-) -> None:
+def test_a_part_that_does_not_pass_is_exit_1(part, outcome, tmp_path, parts):
     parts[part] = Result(outcome, "something is wrong")
     assert gpu.main(["--output", str(tmp_path), "--part", part]) == 1
     assert gpu.main(["--output", str(tmp_path), "--part", "trainer"]) == 0
@@ -184,18 +174,14 @@ def test_a_part_that_does_not_pass_is_exit_1(
 
 
 @pytest.mark.usefixtures("card")
-def test_a_folder_that_cannot_be_written_is_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, capsys):
     (tmp_path / "file").touch()
     assert gpu.main(["--output", str(tmp_path / "file" / "out")]) == 2
     assert capsys.readouterr().err.endswith("file/out: cannot be made: Not a directory\n")
 
 
-def test_a_part_that_passed_is_not_run_again(
-    tmp_path: Path, here: dict[str, Any], parts: dict[str, Result]
-) -> None:
-    def runs(**changes: Any) -> int:
+def test_a_part_that_passed_is_not_run_again(tmp_path, here, parts):
+    def runs(**changes):
         before = len(parts["ran"].notes)
         gpu.run_part("step", tmp_path, here | changes.pop("here", {}), **changes)
         return len(parts["ran"].notes) - before
@@ -214,9 +200,7 @@ def test_a_part_that_passed_is_not_run_again(
     assert runs() == 1
 
 
-def test_the_hash_sees_all_that_the_parts_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_hash_sees_all_that_the_parts_run(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "ROOT", tmp_path)
     seen = set()
     for name in ("flatbench/a.py", "flatbench/protocols/a.toml", "tests/a.py", "benchmarks/a.py"):
@@ -232,15 +216,13 @@ def test_the_hash_sees_all_that_the_parts_run(
     assert len(seen) == 5
 
 
-def is_running(pid: int) -> bool:
+def is_running(pid):
     stat = Path(f"/proc/{pid}/stat")
     return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc")
-def test_a_part_that_exceeds_its_limit_is_ended_with_its_children(
-    tmp_path: Path, here: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_part_that_exceeds_its_limit_is_ended_with_its_children(tmp_path, here, monkeypatch):
     pids = tmp_path / "pids"
     code = (
         "import os, subprocess, sys, time\n"
@@ -250,7 +232,7 @@ def test_a_part_that_exceeds_its_limit_is_ended_with_its_children(
         "time.sleep(600)\n"
     )
 
-    def slow(setting: Setting, run: Any) -> Result:
+    def slow(setting, run):
         assert run([sys.executable, "-c", "pass"]).code == 0  # the limit is of all commands
         run([sys.executable, "-c", code])
         raise AssertionError("it was not ended")
@@ -268,12 +250,10 @@ def test_a_part_that_exceeds_its_limit_is_ended_with_its_children(
     assert gpu_parts.LIMIT == 8 * 60
 
 
-def test_neither_paths_nor_the_name_of_the_host_are_written(
-    tmp_path: Path, here: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_neither_paths_nor_the_name_of_the_host_are_written(tmp_path, here, monkeypatch):
     data_dir = tmp_path / "data"
 
-    def talkative(setting: Setting, run: Any) -> Result:
+    def talkative(setting, run):
         run([sys.executable, "-c", "pass", f"--results={setting.scratch}/x", f"--data={data_dir}"])
         row = {"says": f"{ROOT}/tests/test_sam.py:3: in {setting.scratch}/a and tests/b.py 1/2"}
         notes = ["see /opt/conda/lib/torch/nn.py, https://example.org/a/b and ~/x"]
@@ -294,11 +274,11 @@ def test_neither_paths_nor_the_name_of_the_host_are_written(
 
 
 def test_join_shows_every_folder_and_what_was_not_run(
-    tmp_path: Path,
-    here: dict[str, Any],
-    parts: dict[str, Result],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+    tmp_path,
+    here,
+    parts,
+    capsys,
+):
     folders = [tmp_path / name for name in ("one", "two")]
     for folder, name in zip(folders, ("card one", "card two"), strict=True):
         folder.mkdir()
@@ -330,9 +310,7 @@ def test_join_shows_every_folder_and_what_was_not_run(
         ('{"part": "tests"}', "must be the JSON of a part"),
     ],
 )
-def test_a_folder_that_cannot_be_joined_is_one_line(
-    content: str | None, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_that_cannot_be_joined_is_one_line(content, says, tmp_path, capsys):
     if content is not None:
         (tmp_path / "tests.json").write_text(content)
     assert gpu.main(["join", str(tmp_path)]) == 2
@@ -343,8 +321,8 @@ def test_a_folder_that_cannot_be_joined_is_one_line(
 
 
 def test_the_commands_keep_their_caches_in_the_scratch_folder(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    monkeypatch,
+):
     monkeypatch.setenv("PYTEST_ADDOPTS", "-x")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setenv("TMPDIR", "/elsewhere")
@@ -382,7 +360,7 @@ class Stub:
     commands: list[list[str]] = dataclasses.field(default_factory=list)
     environments: list[dict[str, str]] = dataclasses.field(default_factory=list)
 
-    def __call__(self, command: list[str], **extra: str) -> Ran:
+    def __call__(self, command, **extra):
         self.commands.append(command)
         self.environments.append(extra)
         code, content = self.reports.pop(0)
@@ -392,7 +370,7 @@ class Stub:
         return Ran(code, "the output")
 
 
-def test_the_tests_part_takes_every_file_with_a_test_for_a_gpu(tmp_path: Path) -> None:
+def test_the_tests_part_takes_every_file_with_a_test_for_a_gpu(tmp_path):
     run = Stub([(0, PASSED)])
     result = gpu_parts.tests(Setting(tmp_path), run)
     assert (result.outcome, result.summary) == ("passed", "1 passed")
@@ -426,13 +404,13 @@ def test_the_tests_part_takes_every_file_with_a_test_for_a_gpu(tmp_path: Path) -
         (139, PASSED, "pytest ended with 139: 1 passed"),
     ],
 )
-def test_tests_that_do_not_pass(code: int, report: str, summary: str, tmp_path: Path) -> None:
+def test_tests_that_do_not_pass(code, report, summary, tmp_path):
     result = gpu_parts.tests(Setting(tmp_path), Stub([(code, report)]))
     assert (result.outcome, result.summary) == ("failed", summary)
     assert bool(result.output) == summary.startswith("pytest")
 
 
-def test_a_failure_is_in_the_table_with_its_first_line(tmp_path: Path) -> None:
+def test_a_failure_is_in_the_table_with_its_first_line(tmp_path):
     rows = gpu_parts.tests(Setting(tmp_path), Stub([(1, JUNIT)])).tables["tests"]
     assert [row["outcome"] for row in rows] == ["failed", "failed", "skipped", "passed"]
     assert rows[0] == {
@@ -445,7 +423,7 @@ def test_a_failure_is_in_the_table_with_its_first_line(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def no_sanitizer(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_sanitizer(monkeypatch):
     monkeypatch.setattr(gpu_parts.shutil, "which", lambda name, path: None)
 
 
@@ -458,9 +436,7 @@ def no_sanitizer(monkeypatch: pytest.MonkeyPatch) -> None:
         (1, JUNIT, "failed", "a capture that breaks: pytest ended with 1"),
     ],
 )
-def test_without_compute_sanitizer(
-    code: int, report: str, outcome: str, says: str, tmp_path: Path
-) -> None:
+def test_without_compute_sanitizer(code, report, outcome, says, tmp_path):
     result = gpu_parts.sanitizer(Setting(tmp_path), Stub([(code, report)]))
     assert result.outcome == outcome
     assert says in result.summary
@@ -473,9 +449,7 @@ def test_without_compute_sanitizer(
     ("code", "report", "outcome"),
     [(0, PASSED, "passed"), (99, PASSED, "failed"), (5, "", "failed")],
 )
-def test_with_compute_sanitizer(
-    code: int, report: str, outcome: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_with_compute_sanitizer(code, report, outcome, tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_parts.shutil, "which", lambda name, path: f"/cuda/bin/{name}")
     run = Stub([(5, ""), (code, report)])
     assert gpu_parts.sanitizer(Setting(tmp_path), run).outcome == outcome
@@ -504,7 +478,7 @@ def test_with_compute_sanitizer(
         ),
     ],
 )
-def test_what_is_chosen_by_name_is_there(file: str, rows: str, count: int) -> None:
+def test_what_is_chosen_by_name_is_there(file, rows, count):
     assert rows in Path(gpu_parts.__file__).read_text()
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "--collect-only", "-q", file, "-k", rows],
@@ -514,10 +488,10 @@ def test_what_is_chosen_by_name_is_there(file: str, rows: str, count: int) -> No
 
 
 @pytest.mark.parametrize(("part", "file"), [("step", "step"), ("trainer", "trainer")])
-def test_the_rows_of_a_benchmark_are_its_table(part: str, file: str, tmp_path: Path) -> None:
+def test_the_rows_of_a_benchmark_are_its_table(part, file, tmp_path):
     committed = (ROOT / "results" / "speed" / f"{file}.json").read_text()
 
-    def run(command: list[str], **extra: str) -> Ran:
+    def run(command, **extra):
         (option,) = (word for word in command if word.startswith("--benchmark-json="))
         Path(option.partition("=")[2]).write_text(committed)
         return Stub([(0, PASSED)])(command)
@@ -534,11 +508,11 @@ def test_the_rows_of_a_benchmark_are_its_table(part: str, file: str, tmp_path: P
 
 
 def engine_with(
-    tmp_path: Path,
-    change: Callable[[list[Any]], list[Any]] = list,
-    both: Callable[[list[Any]], list[Any]] = list,
-    **setting: Any,
-) -> Result:
+    tmp_path,
+    change=list,
+    both=list,
+    **setting,
+):
     """The engine part of the tiny protocol, with a second run whose records were changed."""
     path = tiny.write(tmp_path)
     names = {"protocol": "tiny", "architecture": "resnet18", "seed": 0}
@@ -549,7 +523,7 @@ def engine_with(
     first = both(first)
     runs = [first, change(list(first))]
 
-    def run(command: list[str], **extra: str) -> Ran:
+    def run(command, **extra):
         (folder,) = (word.partition("=")[2] for word in command if word.startswith("--results="))
         for i, found in enumerate(runs.pop(0)):
             files.write_json(Path(folder) / "tiny" / "records" / f"{i}.json", found.to_json())
@@ -558,8 +532,8 @@ def engine_with(
     return gpu_parts.engine(Setting(tmp_path, protocol=str(path), **setting), run)
 
 
-def test_two_runs_that_are_the_same(tmp_path: Path) -> None:
-    def timed(records: list[Any]) -> list[Any]:
+def test_two_runs_that_are_the_same(tmp_path):
+    def timed(records):
         return [dataclasses.replace(r, seconds=99.0) for r in records]
 
     result = engine_with(tmp_path, timed)
@@ -589,9 +563,7 @@ def test_two_runs_that_are_the_same(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_the_fields_that_differ_are_named(
-    change: Callable[[list[Any]], list[Any]], fields: list[str], tmp_path: Path
-) -> None:
+def test_the_fields_that_differ_are_named(change, fields, tmp_path):
     result = engine_with(tmp_path, change)
     assert (result.outcome, result.summary) == ("failed", "1 of 2 cases failed or differ")
     rows = result.tables["fields that differ"]
@@ -599,7 +571,7 @@ def test_the_fields_that_differ_are_named(
     assert all(any(row["field"].startswith(name) for row in rows) for name in fields)
 
 
-def test_a_case_that_diverges_twice_alike_is_a_failure(tmp_path: Path) -> None:
+def test_a_case_that_diverges_twice_alike_is_a_failure(tmp_path):
     result = engine_with(tmp_path, both=lambda r: [engine_diverged(r[0]), r[1]])
     assert (result.outcome, result.summary) == ("failed", "1 of 2 cases failed or differ")
     rows = result.tables["fields that differ"]
@@ -607,18 +579,18 @@ def test_a_case_that_diverges_twice_alike_is_a_failure(tmp_path: Path) -> None:
     assert rows[0]["first"] == rows[1]["second"] == "diverged in epoch 1 of 2"
 
 
-def engine_diverged(found: Any) -> Any:
+def engine_diverged(found):
     return dataclasses.replace(found, status="diverged", reason="diverged in epoch 1 of 2")
 
 
-def test_the_memory_of_a_cpu_is_not_compared(tmp_path: Path) -> None:
-    def heavier(records: list[Any]) -> list[Any]:
+def test_the_memory_of_a_cpu_is_not_compared(tmp_path):
+    def heavier(records):
         return [dataclasses.replace(r, peak_memory=2e6) for r in records]
 
     assert engine_with(tmp_path, heavier, device="cpu").outcome == "passed"
 
 
-def test_a_run_that_ends_badly_is_a_failure(tmp_path: Path) -> None:
+def test_a_run_that_ends_badly_is_a_failure(tmp_path):
     result = gpu_parts.engine(Setting(tmp_path), lambda command, **extra: Ran(2, "no such device"))
     assert (result.outcome, result.output) == ("failed", "no such device")
     assert result.summary == "the first run ended with 2"
@@ -627,7 +599,7 @@ def test_a_run_that_ends_badly_is_a_failure(tmp_path: Path) -> None:
 # For real, on the CPU.
 
 
-def test_the_engine_part_for_real(tmp_path: Path, here: dict[str, Any]) -> None:
+def test_the_engine_part_for_real(tmp_path, here):
     out = tmp_path / "out"
     out.mkdir()
     table = gpu.run_part("engine", out, here, device="cpu", protocol=str(tiny.write(tmp_path)))
@@ -639,7 +611,7 @@ def test_the_engine_part_for_real(tmp_path: Path, here: dict[str, Any]) -> None:
     assert {path.name for path in out.iterdir()} == {"engine.json", "engine.md"}
 
 
-def test_the_tests_part_for_real(tmp_path: Path, here: dict[str, Any]) -> None:
+def test_the_tests_part_for_real(tmp_path, here):
     table = gpu.run_part("tests", tmp_path, here, device="cpu", test_files=["tests/test_aot.py"])
     assert table["outcome"] == "passed", table
     rows = table["details"]["tables"]["tests"]
@@ -650,7 +622,7 @@ def test_the_tests_part_for_real(tmp_path: Path, here: dict[str, Any]) -> None:
     assert any(row["seconds"] > 0 for row in rows)
 
 
-def test_tox_has_it() -> None:
+def test_tox_has_it():
     tox = configparser.ConfigParser(interpolation=None)
     tox.read(ROOT / "tox.ini")
     assert tox["testenv:gpu"]["commands"] == "{[testenv]python} -m benchmarks.gpu {posargs}"

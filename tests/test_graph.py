@@ -4,7 +4,6 @@ import copy
 import time
 import warnings
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +16,7 @@ from flatbench.protocols.cases import grid
 from flatbench.protocols.reading import load
 from flatbench.training import graph, setup, step, trainer
 from flatbench.training.devices import make_deterministic
-from flatbench.training.run import Run, _on_cpu, snapshot
+from flatbench.training.run import _on_cpu, snapshot
 from flatbench.training.step import batch_loss
 from tests.test_checkpoint import TINY
 
@@ -27,24 +26,24 @@ SIZE = 4
 class Recorder:
     """A step that remembers its batches, and a capture that remembers its calls."""
 
-    def __init__(self) -> None:
-        self.stepped: list[list[int]] = []
-        self.replayed: list[list[int]] = []
+    def __init__(self):
+        self.stepped = []
+        self.replayed = []
         self.undone = 0
 
-    def step(self, batch: Tensor) -> Tensor:
+    def step(self, batch):
         self.stepped.append(batch.tolist())
         return batch.sum()
 
-    def capture(self, step, batch: Tensor, generators, stream):
-        def replay() -> Tensor:
+    def capture(self, step, batch, generators, stream):
+        def replay():
             self.replayed.append(batch.tolist())
             return batch.sum()
 
         return replay
 
     def snapshot(self):
-        def undo() -> None:
+        def undo():
             self.undone += 1
 
         return undo
@@ -60,16 +59,16 @@ class Recorder:
         )
 
 
-def batches(count: int) -> list[Tensor]:
+def batches(count):
     return list(torch.arange(count * SIZE).split(SIZE))
 
 
-def take(step, count: int) -> None:
+def take(step, count):
     for batch in batches(count):
         step(batch)
 
 
-def test_the_first_steps_are_taken_as_they_are_and_the_others_replayed() -> None:
+def test_the_first_steps_are_taken_as_they_are_and_the_others_replayed():
     recorder = Recorder()
     step = recorder.graphed()
     results = [step(batch).item() for batch in batches(6)]
@@ -79,7 +78,7 @@ def test_the_first_steps_are_taken_as_they_are_and_the_others_replayed() -> None
     assert recorder.undone == 0
 
 
-def test_a_smaller_batch_is_never_replayed() -> None:
+def test_a_smaller_batch_is_never_replayed():
     recorder = Recorder()
     step = recorder.graphed()
     for batch in batches(5):
@@ -90,14 +89,14 @@ def test_a_smaller_batch_is_never_replayed() -> None:
     assert recorder.replayed[-1] == [0, 1, 2, 3]
 
 
-def test_a_failed_capture_warns_once_and_undoes_its_half_step() -> None:
+def test_a_failed_capture_warns_once_and_undoes_its_half_step():
     recorder = Recorder()
 
     def fail(step, batch, generators, stream):
         step(batch)
         raise RuntimeError("operation not permitted when stream is capturing\nmore lines")
 
-    def run() -> None:
+    def run():
         step = recorder.graphed(fail)
         for batch in batches(7):
             step(batch)
@@ -112,13 +111,13 @@ def test_a_failed_capture_warns_once_and_undoes_its_half_step() -> None:
     assert recorder.stepped[graph.WARM_UP_STEPS] == recorder.stepped[graph.WARM_UP_STEPS + 1]
 
 
-def test_what_follows_a_capture_comes_once_and_before_the_first_replay() -> None:
-    told: list[str] = []
+def test_what_follows_a_capture_comes_once_and_before_the_first_replay():
+    told = []
 
     def capture(step, batch, generators, stream):
         told.append("capture")
 
-        def replay() -> Tensor:
+        def replay():
             told.append("replay")
             return batch.sum()
 
@@ -129,8 +128,8 @@ def test_what_follows_a_capture_comes_once_and_before_the_first_replay() -> None
     assert told == ["capture", "after capture", "replay", "replay"]
 
 
-def test_nothing_follows_a_capture_that_failed() -> None:
-    told: list[str] = []
+def test_nothing_follows_a_capture_that_failed():
+    told = []
 
     def fail(step, batch, generators, stream):
         raise RuntimeError("no")
@@ -143,14 +142,14 @@ def test_nothing_follows_a_capture_that_failed() -> None:
 
 @pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.filterwarnings("ignore:no CUDA graph")
-def test_the_time_of_a_capture_is_told_once(fails: bool) -> None:
+def test_the_time_of_a_capture_is_told_once(fails):
     def slow(step, batch, generators, stream):
         time.sleep(0.05)
         if fails:
             raise RuntimeError("no")
         return batch.sum
 
-    seconds: list[float] = []
+    seconds = []
     step = Recorder().graphed(slow, on_time=seconds.append)
     take(step, graph.WARM_UP_STEPS + 3)
     assert len(seconds) == 1
@@ -158,7 +157,7 @@ def test_the_time_of_a_capture_is_told_once(fails: bool) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:no CUDA graph")
-def test_the_warning_gives_the_reason_of_the_first_error() -> None:
+def test_the_warning_gives_the_reason_of_the_first_error():
     """The end of a broken capture raises too, and says less."""
 
     def fail(step, batch, generators, stream):
@@ -178,62 +177,62 @@ GPU = torch.device("cuda:1")
 
 
 class Stream:
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device):
         self.device = device
-        self.waited_for: list[Stream] = []
+        self.waited_for = []
 
-    def wait_stream(self, other: "Stream") -> None:
+    def wait_stream(self, other):
         self.waited_for.append(other)
 
 
 class Generator:
     """A random generator whose state is an object, in capture mode or not."""
 
-    def __init__(self, device: torch.device = GPU, value: int = 0) -> None:
+    def __init__(self, device=GPU, value=0):
         self.device = device
         self.state = {"value": torch.tensor(value), "capturing": False}
 
-    def get_state(self) -> Tensor:
+    def get_state(self):
         return self.state["value"].clone()
 
-    def set_state(self, value: Tensor) -> None:
+    def set_state(self, value):
         assert not self.state["capturing"], "set_state does not end a capture"
         self.state["value"] = value
 
-    def graphsafe_set_state(self, other: "Generator") -> None:
+    def graphsafe_set_state(self, other):
         self.state = other.state
 
 
 class Cuda:
     """The part of torch.cuda that a capture needs, with torch 2.11's ways of failing."""
 
-    def __init__(self, end_fails: bool = False) -> None:
+    def __init__(self, end_fails=False):
         self.end_fails = end_fails
         self.current = self.first = Stream(GPU)
-        self.made: list[Stream] = []
-        self.used: list[Stream] = []
-        self.synchronised: list[torch.device] = []
+        self.made = []
+        self.used = []
+        self.synchronised = []
         self.default = Generator(value=5)
-        self.registered: list[Generator] = []
-        self.pools: set[str] = set()
-        self.ended: list[str] = []
+        self.registered = []
+        self.pools = set()
+        self.ended = []
 
-    def install(self, patch: pytest.MonkeyPatch) -> None:
+    def install(self, patch):
         cuda = self
 
         class Graph:
-            def register_generator_state(self, generator: Generator) -> None:
+            def register_generator_state(self, generator):
                 warnings.warn("deprecated", FutureWarning, 2)
                 cuda.registered.append(generator)
 
-            def replay(self) -> None:
+            def replay(self):
                 cuda.ended.append("replay")
 
-            def reset(self) -> None:
+            def reset(self):
                 cuda.ended.append("reset")
 
         @contextmanager
-        def capture(_: Graph, pool: str, stream: Stream):
+        def capture(_, pool, stream):
             cuda.current = stream
             cuda.used.append(stream)
             cuda.pools.add(pool)
@@ -251,21 +250,21 @@ class Cuda:
                 cuda.current = cuda.first
 
         @contextmanager
-        def on(stream: Stream):
+        def on(stream):
             cuda.used.append(stream)
             before, cuda.current = cuda.current, stream
             yield
             cuda.current = before
 
-        def stream_on(device: torch.device) -> Stream:
+        def stream_on(device):
             cuda.made.append(Stream(device))
             return cuda.made[-1]
 
-        def current_stream(device: torch.device) -> Stream:
+        def current_stream(device):
             assert device == GPU
             return cuda.current
 
-        def end_allocation(index: int, pool: str) -> None:
+        def end_allocation(index, pool):
             assert index == GPU.index
             if pool not in cuda.pools:
                 raise RuntimeError("not currently recording to this pool")
@@ -296,8 +295,8 @@ class Batch:
 
 
 def test_warm_up_and_capture_share_one_stream_of_the_device_of_the_run(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    monkeypatch,
+):
     cuda, seen = Cuda(), []
     cuda.install(monkeypatch)
     recorder = Recorder()
@@ -318,7 +317,7 @@ def test_warm_up_and_capture_share_one_stream_of_the_device_of_the_run(
     assert cuda.first.waited_for == [side] * graph.WARM_UP_STEPS
 
 
-def test_a_capture_is_on_the_stream_that_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_capture_is_on_the_stream_that_it_is_given(monkeypatch):
     cuda, side = Cuda(), Stream(GPU)
     cuda.install(monkeypatch)
     replay = graph.capture_cuda_graph(lambda batch: "sums", Batch(), [], side)
@@ -330,8 +329,8 @@ def test_a_capture_is_on_the_stream_that_it_is_given(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("end_fails", [False, True])
 def test_a_failed_capture_leaves_stream_allocator_and_generators_as_they_were(
-    monkeypatch: pytest.MonkeyPatch, end_fails: bool
-) -> None:
+    monkeypatch, end_fails
+):
     cuda, crops = Cuda(end_fails), Generator(value=3)
     cuda.install(monkeypatch)
     monkeypatch.setattr(torch, "__version__", TorchVersion("2.11.0"))
@@ -351,8 +350,8 @@ def test_a_failed_capture_leaves_stream_allocator_and_generators_as_they_were(
 
 @pytest.mark.parametrize(("version", "times"), [("2.9.0", 1), ("2.13.0", 1), ("2.14.1+cu130", 0)])
 def test_generators_are_registered_where_torch_needs_it_and_nobody_is_warned(
-    monkeypatch: pytest.MonkeyPatch, recwarn, version: str, times: int
-) -> None:
+    monkeypatch, recwarn, version, times
+):
     cuda, crops = Cuda(), Generator()
     cuda.install(monkeypatch)
     monkeypatch.setattr(torch, "__version__", TorchVersion(version))
@@ -365,16 +364,14 @@ def test_generators_are_registered_where_torch_needs_it_and_nobody_is_warned(
 
 
 @pytest.mark.parametrize("row", ["adam+sam", "sgd"])
-def test_a_run_goes_on_as_if_a_failed_capture_had_not_been(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: str
-) -> None:
+def test_a_run_goes_on_as_if_a_failed_capture_had_not_been(tmp_path, monkeypatch, row):
     """The failure comes in the middle of a SAM step, after the weights are perturbed."""
     path = tmp_path / "tiny.toml"
     path.write_text(TINY + '\n[optimizers.sgd]\nbase = "sgd"\nlr = 0.1\nmomentum = 0.9\n')
     (case,) = grid(load(str(path)), optimizers=[row], seeds=[0])
     plain = trainer.train(case)
 
-    def fail_half_way(step, batch: Tensor, generators, stream):
+    def fail_half_way(step, batch, generators, stream):
         run = step.args[0]
         loss, _ = batch_loss(run, run.dataset.normalise(run.images[batch]), run.labels[batch])
         loss.backward()
@@ -396,7 +393,7 @@ def test_a_run_goes_on_as_if_a_failed_capture_had_not_been(
     assert fallen_back.without_timings() == plain.without_timings()
 
 
-def test_a_snapshot_is_kept_on_the_cpu_and_puts_everything_back(tmp_path: Path) -> None:
+def test_a_snapshot_is_kept_on_the_cpu_and_puts_everything_back(tmp_path):
     kept = _on_cpu({"a": [torch.ones(2, 3).t(), 1], "b": (0.9, None)})
     assert kept["a"][1] == 1
     assert kept["b"] == (0.9, None)
@@ -410,11 +407,11 @@ def test_a_snapshot_is_kept_on_the_cpu_and_puts_everything_back(tmp_path: Path) 
     group["lr"] = torch.tensor(0.5)  # as on CUDA
     run.step(torch.arange(32))
     before = copy.deepcopy((run.model.state_dict(), run.optimizer.state_dict()))
-    moved: list[Tensor] = []
+    moved = []
     with pytest.MonkeyPatch.context() as patch:
         to = Tensor.to
 
-        def watch(self: Tensor, *arguments, **options) -> Tensor:
+        def watch(self, *arguments, **options):
             if arguments == ("cpu",):
                 moved.append(self)
             return to(self, *arguments, **options)
@@ -433,9 +430,7 @@ def test_a_snapshot_is_kept_on_the_cpu_and_puts_everything_back(tmp_path: Path) 
 @pytest.mark.gpu
 @pytest.mark.parametrize("row", ["sgd", "sgd+sam", "adam", "adam+sam"])
 @pytest.mark.parametrize("augmentation", ["none", "crop-flip"])
-def test_replayed_run_equals_stepped_run(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, row: str, augmentation: str
-) -> None:
+def test_replayed_run_equals_stepped_run(monkeypatch, tmp_path, row, augmentation):
     make_deterministic(torch.device("cuda"))
     path = tmp_path / "tiny.toml"
     path.write_text(
@@ -476,7 +471,7 @@ rho = 0.05
 
 
 @pytest.mark.gpu
-def test_a_run_on_the_gpu_falls_back_on_nothing(tmp_path: Path, recwarn) -> None:
+def test_a_run_on_the_gpu_falls_back_on_nothing(tmp_path, recwarn):
     path = tmp_path / "tiny.toml"
     path.write_text(TINY)
     (case,) = grid(load(str(path)), seeds=[0])
@@ -485,9 +480,7 @@ def test_a_run_on_the_gpu_falls_back_on_nothing(tmp_path: Path, recwarn) -> None
 
 
 @pytest.mark.gpu
-def test_a_capture_that_breaks_falls_back_to_the_run_without_a_graph(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_capture_that_breaks_falls_back_to_the_run_without_a_graph(tmp_path, monkeypatch):
     """Only CUDA can break a capture: a wait for the device within it is not permitted."""
     make_deterministic(torch.device("cuda"))
     path = tmp_path / "tiny.toml"
@@ -498,7 +491,7 @@ def test_a_capture_that_breaks_falls_back_to_the_run_without_a_graph(
         plain = trainer.train(case, device_name="cuda")
     real = step.take_step
 
-    def waits_within_a_capture(run: Run, batch: Tensor) -> Tensor:
+    def waits_within_a_capture(run, batch):
         sums = real(run, batch)
         if torch.cuda.is_current_stream_capturing():
             torch.cuda.synchronize()
@@ -515,7 +508,7 @@ def test_a_capture_that_breaks_falls_back_to_the_run_without_a_graph(
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("place", ["cuda", "cuda:1"])
-def test_a_case_through_the_engine(tmp_path: Path, place: str) -> None:
+def test_a_case_through_the_engine(tmp_path, place):
     """Only a worker process on a GPU makes CUDA's first call in the order that users meet."""
     if place == "cuda:1" and torch.cuda.device_count() < 2:
         pytest.skip("one CUDA device only")

@@ -27,17 +27,17 @@ class Outcome:
     text: str
     results: Path
 
-    def json(self, name: str) -> dict:
+    def json(self, name):
         return json.loads((self.results / "tiny" / name).read_text())
 
 
-def command(protocol: Path, results: Path, *options: str) -> list[str]:
+def command(protocol, results, *options):
     fixed = ["-p", "no:cacheprovider", "--workers", "1", "--device", "cpu"]
     where = ["--protocol", str(protocol), "--results", str(results)]
     return [sys.executable, "-m", "pytest", "benchmarks", *fixed, *where, *options]
 
 
-def run(protocol: Path, results: Path, *options: str) -> Outcome:
+def run(protocol, results, *options):
     done = subprocess.run(
         command(protocol, results, *options),
         cwd=ROOT,
@@ -50,23 +50,23 @@ def run(protocol: Path, results: Path, *options: str) -> Outcome:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("grid")
 
 
 @pytest.fixture(scope="module")
-def protocol(folder: Path) -> Path:
+def protocol(folder):
     wild = {"base": "sgd", "lr": 1e30}
     rows = {"sgd": tiny.SGD, "sgd+sam": {**tiny.SGD, "rho": 0.05}, "wild": wild}
     return tiny.write(folder, tiny.table(optimizers=rows))
 
 
 @pytest.fixture(scope="module")
-def whole(folder: Path, protocol: Path) -> Outcome:
+def whole(folder, protocol):
     return run(protocol, folder / "whole", "-v")
 
 
-def test_each_case_has_a_readable_test(whole: Outcome) -> None:
+def test_each_case_has_a_readable_test(whole):
     for case in ("sgd-seed0", "sgd+sam-seed0"):
         assert re.search(
             rf"test_generalization\[tiny-resnet18-{re.escape(case)}\] PASSED", whole.text
@@ -74,7 +74,7 @@ def test_each_case_has_a_readable_test(whole: Outcome) -> None:
     assert "test_sam_against_base[tiny-resnet18-sgd+sam] SKIPPED" in whole.text
 
 
-def test_a_diverging_case_fails_alone_and_is_shown(whole: Outcome) -> None:
+def test_a_diverging_case_fails_alone_and_is_shown(whole):
     assert whole.code == 1
     assert "1 failed, 2 passed, 1 skipped" in whole.text
     assert "tiny/resnet18/wild/seed0: diverged in epoch 1 of 2: the training loss" in whole.text
@@ -82,7 +82,7 @@ def test_a_diverging_case_fails_alone_and_is_shown(whole: Outcome) -> None:
     assert "nan" not in whole.text.lower().replace("nanmean", "")
 
 
-def test_the_json_is_pytest_benchmarks_and_holds_the_records(whole: Outcome) -> None:
+def test_the_json_is_pytest_benchmarks_and_holds_the_records(whole):
     table = whole.json("benchmark.json")
     assert {"machine_info", "commit_info", "benchmarks", "version"} <= table.keys()
     assert not {"node", "release"} & table["machine_info"].keys()
@@ -96,20 +96,20 @@ def test_the_json_is_pytest_benchmarks_and_holds_the_records(whole: Outcome) -> 
     assert records[1].sam_sharpness is not None
 
 
-def test_the_time_of_a_case_is_its_training_time(whole: Outcome) -> None:
+def test_the_time_of_a_case_is_its_training_time(whole):
     for benchmark in whole.json("benchmark.json")["benchmarks"]:
         assert benchmark["stats"]["rounds"] == 1
         seconds = benchmark["extra_info"]["record"]["seconds"]
         assert benchmark["stats"]["mean"] == pytest.approx(seconds, rel=1e-9, abs=1e-12)
 
 
-def test_each_record_is_kept_by_itself(whole: Outcome) -> None:
+def test_each_record_is_kept_by_itself(whole):
     together = {r.id: r for r in reading.read(whole.results / "tiny" / "benchmark.json")}
     alone = reading.collect([whole.results / "tiny" / "records"])
     assert {r.id: r for r in alone} == together
 
 
-def test_the_table_is_printed_and_kept(whole: Outcome) -> None:
+def test_the_table_is_printed_and_kept(whole):
     report = (whole.results / "tiny" / "report.md").read_text()
     (row,) = re.findall(r"^\| sgd +\|.*$", report, flags=re.M)[:1]
     assert row in whole.text
@@ -117,14 +117,12 @@ def test_the_table_is_printed_and_kept(whole: Outcome) -> None:
     assert whole.text.index("### Test accuracy") > whole.text.index("benchmark 'generalization'")
 
 
-def test_no_live_line_where_there_is_no_terminal(whole: Outcome) -> None:
+def test_no_live_line_where_there_is_no_terminal(whole):
     assert "cases ·" not in whole.text
     assert "\x1b[K" not in whole.text
 
 
-def test_a_selection_leaves_the_files_of_the_whole_grid_alone(
-    whole: Outcome, protocol: Path
-) -> None:
+def test_a_selection_leaves_the_files_of_the_whole_grid_alone(whole, protocol):
     """Within bounds that no run keeps to: the failure is one line a bound."""
     before = (whole.results / "tiny" / "benchmark.json").read_bytes()
     (sgd, *_) = reading.read(whole.results / "tiny" / "benchmark.json")
@@ -159,13 +157,13 @@ def test_a_selection_leaves_the_files_of_the_whole_grid_alone(
     assert selected[0].without_timings() | same == sgd.without_timings() | same
 
 
-def gated(whole: Outcome, protocol: Path, baseline: Path, *options: str) -> Outcome:
+def gated(whole, protocol, baseline, *options):
     """Run sgd's case again, or rather read its record again, against a baseline."""
     chosen = ("-k", "sgd-seed0 or gate", "--resume", "--gate", str(baseline))
     return run(protocol, whole.results, *chosen, *options)
 
 
-def baseline_near(whole: Outcome, folder: Path, accuracy: float) -> Path:
+def baseline_near(whole, folder, accuracy):
     (sgd,) = reading.read(whole.results / "tiny" / "records" / "resnet18-sgd-seed0.json")
     for i in range(10):
         twin = dataclasses.replace(sgd, seed=100 + i, test_accuracy=accuracy + i / 10)
@@ -173,17 +171,15 @@ def baseline_near(whole: Outcome, folder: Path, accuracy: float) -> Path:
     return folder
 
 
-def test_the_gate_passes_what_is_as_good_as_the_baseline(
-    whole: Outcome, protocol: Path, tmp_path: Path
-) -> None:
+def test_the_gate_passes_what_is_as_good_as_the_baseline(whole, protocol, tmp_path):
     found = gated(whole, protocol, baseline_near(whole, tmp_path, 1.0), "-v")
     assert found.code == 0
     assert "test_gate PASSED" in found.text
 
 
 def test_the_gate_fails_a_regression_in_one_line_and_in_junit(
-    whole: Outcome, protocol: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    whole, protocol, tmp_path, monkeypatch
+):
     summary, junit = tmp_path / "summary.md", tmp_path / "junit.xml"
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
     baseline = baseline_near(whole, tmp_path / "baseline", 98.0)
@@ -195,9 +191,7 @@ def test_the_gate_fails_a_regression_in_one_line_and_in_junit(
     assert "## Comparison with the baseline: 1 of " in summary.read_text()
 
 
-def test_a_gate_of_another_protocol_stops_before_the_training(
-    folder: Path, protocol: Path, tmp_path: Path
-) -> None:
+def test_a_gate_of_another_protocol_stops_before_the_training(folder, protocol, tmp_path):
     write_json(tmp_path / "a.json", synthetic.record().to_json())
     wrong = run(protocol, folder / "ungated", "--gate", str(tmp_path))
     assert wrong.code == pytest.ExitCode.USAGE_ERROR
@@ -205,7 +199,7 @@ def test_a_gate_of_another_protocol_stops_before_the_training(
     assert not (folder / "ungated").exists()
 
 
-def test_a_terminal_sees_a_live_line(folder: Path, protocol: Path) -> None:
+def test_a_terminal_sees_a_live_line(folder, protocol):
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         command(protocol, folder / "live", "--optimizers", "sgd+sam", "-v"),
@@ -248,9 +242,7 @@ def test_a_terminal_sees_a_live_line(folder: Path, protocol: Path) -> None:
         ),
     ],
 )
-def test_a_mistake_is_one_line_and_a_usage_error(
-    folder: Path, protocol: Path, options: tuple[str, str], line: str
-) -> None:
+def test_a_mistake_is_one_line_and_a_usage_error(folder, protocol, options, line):
     wrong = run(protocol, folder / "wrong", *options)
     assert wrong.code == pytest.ExitCode.USAGE_ERROR
     assert len([x for x in wrong.text.splitlines() if line in x]) == 1
@@ -258,7 +250,7 @@ def test_a_mistake_is_one_line_and_a_usage_error(
     assert not (folder / "wrong").exists()
 
 
-def test_a_protocol_that_is_not_there_is_one_line(folder: Path) -> None:
+def test_a_protocol_that_is_not_there_is_one_line(folder):
     wrong = run(folder / "missing.toml", folder / "wrong")
     assert wrong.code == pytest.ExitCode.USAGE_ERROR
     assert "missing.toml: cannot be read" in wrong.text

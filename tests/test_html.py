@@ -96,7 +96,7 @@ def test_several_protocols_get_a_list_to_jump_by(page):
     assert hrefs == ["#protocol-1", "#protocol-2"]
 
 
-def required() -> bool:
+def required():
     """Whether a browser test that can't run is a failure: in CI it is."""
     return os.environ.get("CI") == "true" or os.environ.get("FLATBENCH_BROWSER") == "required"
 

@@ -5,7 +5,6 @@ Every import counts: of a function, too, and of a type checker alone.
 
 import ast
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,7 +31,7 @@ EXCEPTIONS = {
 }
 
 
-def imported(file: Path, package: Path) -> Iterator[str]:
+def imported(file, package):
     """Return the dotted names that a file imports, relative ones made absolute."""
     inside = file.relative_to(package.parent).with_suffix("").parts[:-1]
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -45,11 +44,11 @@ def imported(file: Path, package: Path) -> Iterator[str]:
             yield from (f"{module}.{alias.name}" for alias in node.names)
 
 
-def rooms_of(package: Path) -> set[str]:
+def rooms_of(package):
     return {path.stem for path in package.iterdir() if path.suffix == ".py" or path.is_dir()}
 
 
-def room(name: str, package: Path) -> str | None:
+def room(name, package):
     """Return the room of a dotted name, or None if it is none of flatbench's."""
     top, *rest = name.split(".")
     if top != package.name:
@@ -57,9 +56,9 @@ def room(name: str, package: Path) -> str | None:
     return rest[0] if rest and rest[0] in rooms_of(package) else ROOT
 
 
-def wrong(package: Path) -> dict[tuple[str, str], list[str]]:
+def wrong(package):
     """Return the pairs of rooms whose import points up or sideways, with the files that do it."""
-    found: dict[tuple[str, str], list[str]] = {}
+    found = {}
     for file in sorted(package.rglob("*.py")):
         own = file.relative_to(package).parts[0].removesuffix(".py")
         for name in imported(file, package):
@@ -74,7 +73,7 @@ def wrong(package: Path) -> dict[tuple[str, str], list[str]]:
     return found
 
 
-def may(own: str, other: str) -> bool:
+def may(own, other):
     if own == ROOT or own in LIFTABLE:
         return False
     if own in ONLY_ERRORS:
@@ -84,16 +83,16 @@ def may(own: str, other: str) -> bool:
     return HEIGHT[other] < HEIGHT[own]
 
 
-def test_every_room_has_a_place_in_the_order() -> None:
+def test_every_room_has_a_place_in_the_order():
     rooms = {name for name in rooms_of(PACKAGE) if name != "__pycache__"}
     assert rooms - HEIGHT.keys() - LIFTABLE.keys() - {ROOT, *ONLY_ERRORS} == set()
 
 
-def test_no_import_points_up() -> None:
+def test_no_import_points_up():
     assert {pair: files for pair, files in wrong(PACKAGE).items() if pair not in EXCEPTIONS} == {}
 
 
-def test_no_exception_has_become_needless() -> None:
+def test_no_exception_has_become_needless():
     assert EXCEPTIONS.keys() - wrong(PACKAGE).keys() == set()
 
 
@@ -122,9 +121,7 @@ def test_no_exception_has_become_needless() -> None:
         ("optim/a.py", "from . import kernels\nimport torch, triton.language, math", None),
     ],
 )
-def test_an_import_that_points_up_is_found(
-    tmp_path: Path, file: str, line: str, pair: tuple[str, str] | None
-) -> None:
+def test_an_import_that_points_up_is_found(tmp_path, file, line, pair):
     package = tmp_path / "flatbench"
     for name in ("data/b.py", "records/b.py", "report/b.py", "protocols/b.py", "errors.py", file):
         path = package / name

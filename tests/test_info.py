@@ -26,14 +26,14 @@ NAMES = [
 ]
 
 
-def parsed(screen: str) -> dict[str, str]:
+def parsed(screen):
     """The screen's lines as a table; each has a name, at least two spaces and a value."""
     pairs = [re.split(r" {2,}", line, maxsplit=1) for line in screen.splitlines()]
     assert all(len(pair) == 2 for pair in pairs), screen
     return dict(pairs)
 
 
-def program(folder: Path, name: str, answer: str) -> Path:
+def program(folder, name, answer):
     folder.mkdir(exist_ok=True)
     path = folder / name
     path.write_text(f"#!/bin/sh\necho '{answer}'\n")
@@ -42,7 +42,7 @@ def program(folder: Path, name: str, answer: str) -> Path:
 
 
 @pytest.fixture
-def gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+def gpus(monkeypatch):
     """A machine with two cards, on which the fused step runs."""
     cards = [
         SimpleNamespace(name="NVIDIA H100 80GB HBM3", total_memory=79 * 2**30, major=9, minor=0),
@@ -60,7 +60,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(info, "why_not_fused", lambda where: None)
 
 
-def test_the_whole_screen_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_whole_screen_on_this_machine(tmp_path, monkeypatch):
     monkeypatch.setenv("FLATBENCH_DATA", str(tmp_path))
     done = subprocess.run(
         [sys.executable, "-m", "flatbench", "info"],
@@ -83,7 +83,7 @@ def test_the_whole_screen_on_this_machine(tmp_path: Path, monkeypatch: pytest.Mo
         assert not re.search(rf"(?<!\w){re.escape(secret)}(?!\w)", done.stdout), secret
 
 
-def test_the_commit_is_said_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commit_is_said_where_there_is_one(monkeypatch):
     for code, says in (
         ({"commit": "abc", "dirty": False}, "commit abc, sources"),
         ({"commit": "abc", "dirty": True}, "commit abc and changes, sources"),
@@ -94,7 +94,7 @@ def test_the_commit_is_said_where_there_is_one(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.usefixtures("gpus")
-def test_a_machine_with_gpus(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_machine_with_gpus(capsys):
     assert cli.main(["info", "--device", "cuda"]) == 0
     out, error = capsys.readouterr()
     rows = parsed(out)
@@ -109,9 +109,7 @@ def test_a_machine_with_gpus(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.usefixtures("gpus")
-def test_a_gpu_that_the_fused_step_cannot_run_on(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_gpu_that_the_fused_step_cannot_run_on(monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(info, "why_not_fused", lambda where: asked.append(where) or "no compiler")
     assert cli.main(["info", "--device", "cuda:1"]) == 1
@@ -124,9 +122,7 @@ def test_a_gpu_that_the_fused_step_cannot_run_on(
 
 
 @pytest.mark.parametrize("name", ["cuda", "cuda:1"])
-def test_a_gpu_that_is_not_there(
-    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_gpu_that_is_not_there(name, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert cli.main(["info", "--device", name]) == 2
     out, error = capsys.readouterr()
@@ -135,8 +131,8 @@ def test_a_gpu_that_is_not_there(
     assert f"--device = {name!r}: torch {torch.__version__} finds no CUDA device" in error
 
 
-def test_why_torch_finds_no_gpu_is_in_the_screen(monkeypatch: pytest.MonkeyPatch) -> None:
-    def is_available() -> bool:
+def test_why_torch_finds_no_gpu_is_in_the_screen(monkeypatch):
+    def is_available():
         warnings.warn("CUDA initialization: The driver is too old. Update it.", stacklevel=2)
         return False
 
@@ -147,10 +143,8 @@ def test_why_torch_finds_no_gpu_is_in_the_screen(monkeypatch: pytest.MonkeyPatch
     assert rows["CUDA devices"].endswith("(CUDA initialization: The driver is too old)")
 
 
-def test_the_c_compiler_is_the_one_that_triton_takes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def row() -> str:
+def test_the_c_compiler_is_the_one_that_triton_takes(tmp_path, monkeypatch):
+    def row():
         return info._compiler()
 
     own = tmp_path / "bin"
@@ -168,9 +162,7 @@ def test_the_c_compiler_is_the_one_that_triton_takes(
     assert row() == "not found: CC names no program"
 
 
-def test_libcuda_is_sought_where_triton_seeks_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_libcuda_is_sought_where_triton_seeks_it(tmp_path, monkeypatch):
     for variable in ("TRITON_LIBCUDA_PATH", "LD_LIBRARY_PATH"):
         monkeypatch.delenv(variable, raising=False)
     own = tmp_path / "bin"
@@ -195,7 +187,7 @@ def test_libcuda_is_sought_where_triton_seeks_it(
         ("tf32", "none", "convolutions tf32, matrix products ieee in torch; ieee in every run"),
     ],
 )
-def test_the_precision_in_force(convolutions: str, products: str, says: str) -> None:
+def test_the_precision_in_force(convolutions, products, says):
     settings = torch.backends.cudnn.conv, torch.backends.cuda.matmul
     before = [setting.fp32_precision for setting in settings]
     try:
@@ -207,13 +199,13 @@ def test_the_precision_in_force(convolutions: str, products: str, says: str) -> 
             setting.fp32_precision = value
 
 
-def test_a_package_that_is_missing() -> None:
+def test_a_package_that_is_missing():
     assert info._version("numpy") == __import__("numpy").__version__
     assert info._version("no-such-package-of-ours") == "not installed"
 
 
-def test_where_the_data_sets_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def rows() -> dict[str, str]:
+def test_where_the_data_sets_are(tmp_path, monkeypatch):
+    def rows():
         return dict(info._data_sets())
 
     monkeypatch.setattr("flatbench.data.sources._DEBIAN", tmp_path / "debian")
@@ -237,7 +229,7 @@ def test_where_the_data_sets_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert rows()["digits"] == "here: comes with scikit-learn"
 
 
-def test_data_of_the_system_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_of_the_system_are_found(tmp_path, monkeypatch):
     monkeypatch.setattr("flatbench.data.sources._DEBIAN", tmp_path / "debian")
     monkeypatch.setenv("FLATBENCH_DATA", str(tmp_path / "nothing"))
     (tmp_path / "debian").mkdir()

@@ -20,7 +20,7 @@ def test_outer(subtests, tmp_path):
 """
 
 
-def outer(folder: Path, inner: str) -> str:
+def outer(folder, inner):
     (folder / "inner_.py").write_text(inner)
     file = folder / "test_outer.py"
     file.write_text(OUTER.format(inner=str(folder / "inner_.py")))
@@ -36,7 +36,7 @@ def outer(folder: Path, inner: str) -> str:
     return run.stdout
 
 
-def test_inner_tests_are_named(tmp_path: Path) -> None:
+def test_inner_tests_are_named(tmp_path):
     said = outer(tmp_path, INNER)
     assert "SUBPASSED[test_right]" in said
     assert "SUBPASSED[test_wrong[1]]" in said
@@ -47,5 +47,5 @@ def test_inner_tests_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("inner", ["import os; os._exit(0)", "import no_such_module", "x = 1"])
-def test_an_inner_process_that_tests_nothing_fails(tmp_path: Path, inner: str) -> None:
+def test_an_inner_process_that_tests_nothing_fails(tmp_path, inner):
     outer(tmp_path, inner)

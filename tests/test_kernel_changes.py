@@ -1,7 +1,5 @@
 """Runs interpreted/changes.py, in Triton's interpreter."""
 
-from pathlib import Path
-
 import pytest
 
 from tests.inner import run_inner
@@ -9,5 +7,5 @@ from tests.inner import run_inner
 pytest.importorskip("triton")
 
 
-def test_changes_are_noticed(subtests: pytest.Subtests, tmp_path: Path) -> None:
+def test_changes_are_noticed(subtests, tmp_path):
     run_inner(subtests, tmp_path, "interpreted/changes.py", {"TRITON_INTERPRET": "1"})

@@ -1,7 +1,5 @@
 """Runs interpreted/numbers.py, in Triton's interpreter."""
 
-from pathlib import Path
-
 import pytest
 
 from tests.inner import run_inner
@@ -9,5 +7,5 @@ from tests.inner import run_inner
 pytest.importorskip("triton")
 
 
-def test_numbers_match_eager_and_float64(subtests: pytest.Subtests, tmp_path: Path) -> None:
+def test_numbers_match_eager_and_float64(subtests, tmp_path):
     run_inner(subtests, tmp_path, "interpreted/numbers.py", {"TRITON_INTERPRET": "1"})

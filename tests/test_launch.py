@@ -3,8 +3,6 @@
 Nothing here skips for want of a C compiler: where triton is, there must be one.
 """
 
-from pathlib import Path
-
 import pytest
 
 from tests import stub
@@ -14,9 +12,7 @@ from tests.stub import arena
 pytest.importorskip("triton")
 
 
-def test_a_step_launches_three_kernels_as_they_were_proven(
-    subtests: pytest.Subtests, tmp_path: Path
-) -> None:
+def test_a_step_launches_three_kernels_as_they_were_proven(subtests, tmp_path):
     environment = {**stub.environment(tmp_path), **arena.environment(tmp_path)}
     printed = run_inner(subtests, tmp_path, "launched_kernels.py", environment)
     assert printed.count(" 3 launches a step\n") == 12

@@ -6,7 +6,6 @@ import ast
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -60,7 +59,7 @@ assert sharpness.spectral_density(surface, probes=1, steps=2).dimension == 8
 
 
 @pytest.mark.parametrize("folder", MAY_IMPORT)
-def test_a_copy_under_another_name_works_without_flatbench(folder: str, tmp_path: Path) -> None:
+def test_a_copy_under_another_name_works_without_flatbench(folder, tmp_path):
     (tmp_path / "lifted").mkdir()
     copy = tmp_path / "lifted" / folder
     shutil.copytree(PACKAGE / folder, copy, ignore=shutil.ignore_patterns("__pycache__"))
@@ -72,7 +71,7 @@ def test_a_copy_under_another_name_works_without_flatbench(folder: str, tmp_path
 
 
 @pytest.mark.parametrize("folder", MAY_IMPORT)
-def test_only_these_packages_are_imported(folder: str) -> None:
+def test_only_these_packages_are_imported(folder):
     """In any line, a lazy import included: what the run above never reaches."""
     allowed = MAY_IMPORT[folder] | sys.stdlib_module_names
     found = [
@@ -84,7 +83,7 @@ def test_only_these_packages_are_imported(folder: str) -> None:
     assert [(file, name) for file, name in found if name not in allowed] == []
 
 
-def imported(file: Path) -> Iterator[str]:
+def imported(file):
     """Yield the top-level packages that a file imports by absolute names."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):

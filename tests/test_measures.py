@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import typing
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,22 +19,22 @@ RULE = protocol.Sharpness(examples=40, rho=0.1, adaptive_rho=0.3, sigma=0.02, ad
 
 
 @pytest.fixture(scope="module")
-def digits() -> data.DataSet:
+def digits():
     return data.load(protocol.Data("digits", validation=0.25))
 
 
 @pytest.fixture
-def model() -> torch.nn.Module:
+def model():
     torch.manual_seed(0)
     return models.build("resnet18", width=4, in_channels=1).eval()
 
 
-def test_the_schema_names_exactly_the_measures() -> None:
+def test_the_schema_names_exactly_the_measures():
     assert set(typing.get_args(protocol.Measure)) == set(measuring.MEASURES)
 
 
-def test_the_examples_are_fixed_and_of_the_training_part(digits: data.DataSet) -> None:
-    def picked(**rule: int) -> torch.Tensor:
+def test_the_examples_are_fixed_and_of_the_training_part(digits):
+    def picked(**rule):
         return measuring.examples(digits, protocol.Sharpness(**rule))
 
     first = picked(examples=100)
@@ -46,9 +45,7 @@ def test_the_examples_are_fixed_and_of_the_training_part(digits: data.DataSet) -
     assert len(picked(examples=10**6)) == len(digits.train)
 
 
-def test_values_are_those_of_the_measures_on_both_labels(
-    digits: data.DataSet, model: torch.nn.Module
-) -> None:
+def test_values_are_those_of_the_measures_on_both_labels(digits, model):
     noisy = (digits.train.labels + 1) % 10
     before = {name: t.clone() for name, t in model.state_dict().items()}
     found = measuring.measure(["ascent_sharpness"], model, digits, noisy, RULE)
@@ -71,7 +68,7 @@ def test_values_are_those_of_the_measures_on_both_labels(
     assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
 
 
-def test_without_noise_there_is_one_side(digits: data.DataSet, model: torch.nn.Module) -> None:
+def test_without_noise_there_is_one_side(digits, model):
     labels = digits.train.labels.clone()
     found = measuring.measure(list(measuring.MEASURES), model, digits, labels, RULE)
     assert list(found) == list(measuring.MEASURES)
@@ -85,9 +82,7 @@ def test_without_noise_there_is_one_side(digits: data.DataSet, model: torch.nn.M
     assert found["m_sharpness"] == grouped.value
 
 
-def test_the_protocol_s_batchnorm_rule_is_kept(
-    digits: data.DataSet, model: torch.nn.Module
-) -> None:
+def test_batchnorm_rule_of_the_protocol_is_kept(digits, model):
     names = ["ascent_sharpness", "average_sharpness"]
     rule = dataclasses.replace(RULE, batchnorm="train")
     found = measuring.measure(names, model, digits, digits.train.labels, rule)
@@ -106,9 +101,7 @@ def test_the_protocol_s_batchnorm_rule_is_kept(
     assert all(found[name] != running[name] for name in names)
 
 
-def test_standard_errors_stand_beside_their_measures(
-    digits: data.DataSet, model: torch.nn.Module
-) -> None:
+def test_standard_errors_stand_beside_their_measures(digits, model):
     names = ["ascent_sharpness", "average_sharpness", "hessian_trace", "m_sharpness"]
     noisy = (digits.train.labels + 1) % 10
     found = measuring.measure(names, model, digits, noisy, RULE, standard_errors=True)
@@ -120,7 +113,7 @@ def test_standard_errors_stand_beside_their_measures(
     assert all(v is not None and v > 0 for k, v in found.items() if k.endswith("error"))
 
 
-def test_what_is_not_finite_is_none(digits: data.DataSet, model: torch.nn.Module) -> None:
+def test_what_is_not_finite_is_none(digits, model):
     with torch.no_grad():
         model.classifier.weight.fill_(float("nan"))
     found = measuring.measure(
@@ -129,7 +122,7 @@ def test_what_is_not_finite_is_none(digits: data.DataSet, model: torch.nn.Module
     assert found == {"ascent_sharpness": None, "hessian_max_eigenvalue": None}
 
 
-def test_a_record_holds_what_the_protocol_asks_for(tmp_path: Path) -> None:
+def test_a_record_holds_what_the_protocol_asks_for(tmp_path):
     path = tmp_path / "tiny.toml"
     path.write_text(
         """

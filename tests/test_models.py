@@ -5,29 +5,29 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from flatbench import models
 
 
-def parameters(model: nn.Module) -> int:
+def parameters(model):
     return sum(p.numel() for p in model.parameters())
 
 
-def tensors(model: nn.Module) -> list[Tensor]:
+def tensors(model):
     """Every learned weight and running statistic, in the order of the modules."""
     return [t for t in model.state_dict().values() if t.is_floating_point()]
 
 
-def copy_in_order(source: nn.Module, target: nn.Module) -> None:
+def copy_in_order(source, target):
     pairs = list(zip(tensors(source), tensors(target), strict=True))
     assert [a.shape for a, _ in pairs] == [b.shape for _, b in pairs]
     for a, b in pairs:
         b.copy_(a)
 
 
-def shake(model: nn.Module) -> None:
+def shake(model):
     """Give every BatchNorm statistics and weights of its own, so that none can be left out."""
     for tensor in tensors(model):
         if tensor.ndim == 1:
@@ -35,20 +35,20 @@ def shake(model: nn.Module) -> None:
 
 
 @pytest.fixture
-def images() -> Tensor:
+def images():
     return torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(autouse=True)
-def seeded() -> None:
+def seeded():
     torch.manual_seed(0)
 
 
-def test_resnet18_has_the_published_number_of_parameters() -> None:
+def test_resnet18_has_the_published_number_of_parameters():
     assert parameters(models.build("resnet18", width=64, in_channels=3, classes=10)) == 11_173_962
 
 
-def torchvision_resnet18(in_channels: int) -> nn.Module:
+def torchvision_resnet18(in_channels):
     """torchvision's, with the stem usual for small images in place of ImageNet's."""
     reference = torchvision.models.resnet18(weights=None, num_classes=10)
     reference.conv1 = nn.Conv2d(in_channels, 64, 3, padding=1, bias=False)
@@ -59,7 +59,7 @@ def torchvision_resnet18(in_channels: int) -> nn.Module:
 @torch.no_grad()
 @pytest.mark.parametrize("size", [8, 13, 28, 32])
 @pytest.mark.parametrize("training", [True, False])
-def test_resnet18_is_that_of_torchvision(images: Tensor, size: int, training: bool) -> None:
+def test_resnet18_is_that_of_torchvision(images, size, training):
     mine, reference = models.build("resnet18"), torchvision_resnet18(3)
     shake(mine)
     copy_in_order(mine, reference)
@@ -72,7 +72,7 @@ def test_resnet18_is_that_of_torchvision(images: Tensor, size: int, training: bo
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
-def torchvision_vgg16_features() -> nn.Module:
+def torchvision_vgg16_features():
     """torchvision's configuration D with BatchNorm, less biases, with ceil-mode pooling."""
     layers = torchvision.models.vgg16_bn(weights=None).features
     for i, layer in enumerate(layers):
@@ -86,9 +86,7 @@ def torchvision_vgg16_features() -> nn.Module:
 @torch.no_grad()
 @pytest.mark.parametrize("size", [8, 13, 28, 32])
 @pytest.mark.parametrize("training", [True, False])
-def test_vgg16_is_that_of_torchvision_and_a_hidden_layer(
-    images: Tensor, size: int, training: bool
-) -> None:
+def test_vgg16_is_that_of_torchvision_and_a_hidden_layer(images, size, training):
     mine, features = models.build("vgg16"), torchvision_vgg16_features()
     shake(mine)
     *own, w, scale, shift, mean, var, v, bias = tensors(mine)
@@ -105,7 +103,7 @@ def test_vgg16_is_that_of_torchvision_and_a_hidden_layer(
     torch.testing.assert_close(mine(x), h @ v.T + bias, rtol=1e-4, atol=1e-5)
 
 
-def test_the_number_of_parameters_of_vgg16() -> None:
+def test_the_number_of_parameters_of_vgg16():
     features = parameters(torchvision_vgg16_features())
     hidden = 512 * 512 + 2 * 512
     classifier = 512 * 10 + 10
@@ -114,7 +112,7 @@ def test_the_number_of_parameters_of_vgg16() -> None:
 
 @pytest.mark.parametrize("name", models.ARCHITECTURES)
 @pytest.mark.parametrize("size", range(8, 33))
-def test_every_size_from_8_to_32_trains(name: str, size: int) -> None:
+def test_every_size_from_8_to_32_trains(name, size):
     model = models.build(name, width=3, in_channels=2, classes=5)
     logits = model(torch.randn(2, 2, size, size))  # a batch of 2 in training mode
     assert logits.shape == (2, 5)
@@ -126,10 +124,10 @@ def test_every_size_from_8_to_32_trains(name: str, size: int) -> None:
 
 
 @pytest.mark.parametrize("name", models.ARCHITECTURES)
-def test_width_scales_every_stage(name: str) -> None:
+def test_width_scales_every_stage(name):
     """All channels in proportion: convolutions grow with the square of the width."""
 
-    def convolutions(width: int) -> list[int]:
+    def convolutions(width):
         modules = models.build(name, width=width).modules()
         return [m.weight.numel() for m in modules if isinstance(m, nn.Conv2d)]
 
@@ -140,15 +138,15 @@ def test_width_scales_every_stage(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", models.ARCHITECTURES)
-def test_channels_and_classes(name: str) -> None:
+def test_channels_and_classes(name):
     for channels, classes in ((1, 100), (3, 10)):
         model = models.build(name, width=2, in_channels=channels, classes=classes)
         assert model(torch.randn(2, channels, 8, 8)).shape == (2, classes)
 
 
 @pytest.mark.parametrize("name", models.ARCHITECTURES)
-def test_weights_come_from_the_global_generator_alone(name: str) -> None:
-    def weights(seed: int) -> list[Tensor]:
+def test_weights_come_from_the_global_generator_alone(name):
+    def weights(seed):
         torch.manual_seed(seed)
         return tensors(models.build(name, width=2))
 
@@ -158,13 +156,13 @@ def test_weights_come_from_the_global_generator_alone(name: str) -> None:
     assert not all(other)
 
 
-def test_the_registry_is_the_folder() -> None:
+def test_the_registry_is_the_folder():
     files = {path.stem for path in Path(models.__file__).parent.glob("*.py")}
     assert set(models.ARCHITECTURES) == files - {"__init__"}
     assert {"resnet18", "vgg16"} <= set(models.ARCHITECTURES)
 
 
-def test_a_file_in_the_folder_is_an_architecture(tmp_path: Path) -> None:
+def test_a_file_in_the_folder_is_an_architecture(tmp_path):
     """In a copy of the package: a new file is in the registry, and is built, with no other edit."""
     import shutil
     import subprocess
@@ -186,6 +184,6 @@ def test_a_file_in_the_folder_is_an_architecture(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet50", "", "__init__", "../data"])
-def test_an_unknown_name_lists_those_that_are_known(name: str) -> None:
-    with pytest.raises(ValueError, match=r"is unknown; allowed: resnet18, vgg16$"):
+def test_an_unknown_name_lists_those_that_are_known(name):
+    with pytest.raises(ValueError, match=r"architecture must be one of resnet18, vgg16, got "):
         models.build(name)

@@ -25,16 +25,16 @@ Table = dict[str, Any]
 Change = Callable[[Table], object]
 
 
-def changed(change: Change) -> Table:
+def changed(change):
     whole = tiny.table()
     change(whole)
     return whole
 
 
-def put(path: str, value: Any) -> Change:
+def put(path, value):
     """A change that sets the key at "a/b/c", making the tables on the way."""
 
-    def change(whole: Table) -> None:
+    def change(whole):
         *sections, key = path.split("/")
         for section in sections:
             whole = whole.setdefault(section, {})
@@ -43,8 +43,8 @@ def put(path: str, value: Any) -> Change:
     return change
 
 
-def without(path: str) -> Change:
-    def change(whole: Table) -> None:
+def without(path):
+    def change(whole):
         *sections, key = path.split("/")
         for section in sections:
             whole = whole[section]
@@ -57,7 +57,7 @@ def without(path: str) -> Change:
 
 
 @pytest.mark.parametrize("name", available())
-def test_every_shipped_protocol_loads_and_has_a_grid(name: str) -> None:
+def test_every_shipped_protocol_loads_and_has_a_grid(name):
     settings = load(name)
     assert settings.name == name
     assert settings.description
@@ -69,13 +69,13 @@ def test_every_shipped_protocol_loads_and_has_a_grid(name: str) -> None:
     assert len(hashes) == len(rows) * len(architectures)  # no two rows are the same
 
 
-def test_the_shipped_protocols_are_the_files_of_the_folder() -> None:
+def test_the_shipped_protocols_are_the_files_of_the_folder():
     assert set(available()) == {path.stem for path in PROTOCOLS.glob("*.toml")}
     assert {"digits", "cifar10-paper"} <= set(available())
 
 
 @pytest.mark.parametrize("name", ["digits", "cifar10-paper"])
-def test_the_main_protocols_have_the_rows_of_the_study(name: str) -> None:
+def test_the_main_protocols_have_the_rows_of_the_study(name):
     settings = load(name)
     assert {"sgd", "sgd+sam", "adam", "adam+sam"} <= set(settings.optimizers)
     assert set(settings.model.names) == {"resnet18", "vgg16"}
@@ -87,7 +87,7 @@ def test_the_main_protocols_have_the_rows_of_the_study(name: str) -> None:
     ]
 
 
-def test_cifar10_paper_is_the_set_up_of_the_seed_study() -> None:
+def test_cifar10_paper_is_the_set_up_of_the_seed_study():
     """As its report and scripts give it; the protocol's comment says where the two disagree."""
     settings = load("cifar10-paper")
     training = settings.training
@@ -104,7 +104,7 @@ def test_cifar10_paper_is_the_set_up_of_the_seed_study() -> None:
     assert settings.reference.test_accuracy["vgg16"]["adam+sam"] == (94.126, 0.112)
 
 
-def test_values_and_defaults(tmp_path: Path) -> None:
+def test_values_and_defaults(tmp_path):
     whole = tiny.table(seeds=[3, 1], description="d", sharpness={"rho": 1, "adaptive": True})
     settings = tiny.protocol(tmp_path, whole, "my-own.v1")
     assert settings.name == "my-own.v1"
@@ -121,13 +121,13 @@ def test_values_and_defaults(tmp_path: Path) -> None:
     assert tiny.protocol(tmp_path, tiny.table(seeds=None)).seeds == (0, 1, 2)
 
 
-def test_a_file_by_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_by_a_relative_path(tmp_path, monkeypatch):
     tiny.write(tmp_path)
     monkeypatch.chdir(tmp_path)
     assert load("tiny.toml") == load(str(tmp_path / "tiny.toml"))
 
 
-def test_a_row_more_in_the_file_is_cases_more(tmp_path: Path) -> None:
+def test_a_row_more_in_the_file_is_cases_more(tmp_path):
     whole = tiny.table()
     before = grid(tiny.protocol(tmp_path, whole))
     whole["optimizers"]["adamw+asam"] = {
@@ -147,7 +147,7 @@ def test_a_row_more_in_the_file_is_cases_more(tmp_path: Path) -> None:
     assert (row.adaptive, row.eta, row.is_sam) == (True, 0.01, True)
 
 
-def test_an_override_holds_on_its_architecture_alone(tmp_path: Path) -> None:
+def test_an_override_holds_on_its_architecture_alone(tmp_path):
     whole = tiny.table(model={"width": 4, "architectures": ["resnet18", "vgg16"]})
     whole["optimizers"]["sgd"]["architectures"] = {"vgg16": {"lr": 0.01, "epochs": 7}}
     settings = tiny.protocol(tmp_path, whole)
@@ -170,9 +170,7 @@ def test_an_override_holds_on_its_architecture_alone(tmp_path: Path) -> None:
         ("sgd", None),
     ],
 )
-def test_the_base_is_the_row_named_before_the_last_plus(
-    tmp_path: Path, row: str, base: str | None
-) -> None:
+def test_the_base_is_the_row_named_before_the_last_plus(tmp_path, row, base):
     whole = tiny.table()
     for name in ("a+b+sam", "sgd+sam+sam", "sgd+", "sgdsam"):
         whole["optimizers"][name] = {**tiny.SGD, "rho": 0.1}
@@ -183,7 +181,7 @@ def test_the_base_is_the_row_named_before_the_last_plus(
 # --- errors
 
 
-def message(argument: Path | str) -> str:
+def message(argument):
     with pytest.raises(UsageError) as caught:
         load(str(argument))
     (line,) = str(caught.value).splitlines()
@@ -194,7 +192,7 @@ SGD, SAM = "optimizers/sgd", "optimizers/sgd+sam"
 COUNT = "a whole number of at least 1"
 NAMES = f"one of {', '.join(ARCHITECTURES)}, or a table with its build"
 
-WRONG: list[tuple[Change, str]] = [
+WRONG = [
     # unknown keys, at every depth
     (
         put("optimizer", {}),
@@ -377,7 +375,8 @@ WRONG: list[tuple[Change, str]] = [
     ),
     (
         put(f"{SGD}/architectures/vgg16/base", "adam"),
-        'optimizers.sgd.architectures.vgg16.momentum must be absent unless optimizer = "sgd", got 0.9',
+        'optimizers.sgd.architectures.vgg16.momentum must be absent unless optimizer = "sgd", '
+        "got 0.9",
     ),
     # names
     (put("optimizers/SGD", tiny.SGD), "optimizers.SGD: a row's name must be lower-case letters"),
@@ -410,9 +409,7 @@ WRONG: list[tuple[Change, str]] = [
 
 
 @pytest.mark.parametrize(("change", "expected"), WRONG, ids=[text for _, text in WRONG])
-def test_an_error_names_file_key_value_and_what_it_must_be(
-    tmp_path: Path, change: Change, expected: str
-) -> None:
+def test_an_error_names_file_key_value_and_what_it_must_be(tmp_path, change, expected):
     path = tiny.write(tmp_path, changed(change))
     assert message(path).startswith(f"{path}: {expected}")
 
@@ -432,19 +429,19 @@ def test_an_error_names_file_key_value_and_what_it_must_be(
     ],
     ids=["torn", "utf-16", "latin-1", "string", "twice", "digits", "deep", "empty", "date"],
 )
-def test_a_file_that_is_no_protocol(tmp_path: Path, content: bytes, expected: str) -> None:
+def test_a_file_that_is_no_protocol(tmp_path, content, expected):
     path = tmp_path / "mine.toml"
     path.write_bytes(content)
     assert message(path).startswith(f"{path}: {expected}")
 
 
-def test_hexadecimal_numbers_of_any_length_are_refused(tmp_path: Path) -> None:
+def test_hexadecimal_numbers_of_any_length_are_refused(tmp_path):
     path = tiny.write(tmp_path)
     path.write_text(path.read_text().replace("[0]", f"[0x{'f' * 9_000}]"))
     assert message(path).startswith(f"{path}: seeds must be a list of different whole numbers")
 
 
-def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+def test_files_that_cannot_be_read(tmp_path):
     assert message(tmp_path / "none.toml") == (
         f"{tmp_path / 'none.toml'}: cannot be read: No such file or directory"
     )
@@ -455,16 +452,16 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["Mine", "my file", ".hidden", "a\nb", "é", "+x"])
-def test_the_name_of_a_file_must_fit_into_case_ids(tmp_path: Path, name: str) -> None:
+def test_the_name_of_a_file_must_fit_into_case_ids(tmp_path, name):
     path = tiny.write(tmp_path, name=name)
     assert f"file name {name!r} must be lower-case letters, digits" in message(path)
 
 
-def test_a_line_break_in_the_name_of_a_folder_is_shown_as_one_line(tmp_path: Path) -> None:
+def test_a_line_break_in_the_name_of_a_folder_is_shown_as_one_line(tmp_path):
     assert "cannot be read" in message(tmp_path / "a\nb" / "tiny.toml")
 
 
-def test_an_unknown_name_lists_those_that_are_known(tmp_path: Path) -> None:
+def test_an_unknown_name_lists_those_that_are_known(tmp_path):
     for name in ("digitz", "", "../digits", str(tmp_path), "digits.tml", "a\nb"):
         assert message(name) == (
             f"protocol must be one of {', '.join(available())}, or the path of a .toml file, "
@@ -507,12 +504,12 @@ VALUES = st.recursive(
 )
 
 
-def tables_in(table: Table) -> list[Table]:
+def tables_in(table):
     return [table] + [t for v in table.values() if isinstance(v, dict) for t in tables_in(v)]
 
 
 @st.composite
-def mutants(draw: st.DrawFn) -> Table:
+def mutants(draw):
     """A valid protocol in which a few keys were removed, renamed, added or given other values."""
     whole = copy.deepcopy(draw(st.sampled_from([tiny.table(), RICH])))
     for _ in range(draw(st.integers(1, 3))):
@@ -535,11 +532,11 @@ RICH = tomllib.loads((PROTOCOLS / "cifar10-paper.toml").read_text(encoding="utf-
 
 
 @pytest.fixture(scope="module")
-def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def scratch(tmp_path_factory):
     return tmp_path_factory.mktemp("protocols")
 
 
-def load_or_one_line(path: Path) -> None:
+def load_or_one_line(path):
     """What loads must be whole: its cases have settings and hashes."""
     try:
         settings = load(str(path))
@@ -555,14 +552,12 @@ def load_or_one_line(path: Path) -> None:
 
 
 @given(whole=mutants())
-def test_any_change_of_a_key_loads_or_is_refused_in_one_line(scratch: Path, whole: Table) -> None:
+def test_any_change_of_a_key_loads_or_is_refused_in_one_line(scratch, whole):
     load_or_one_line(tiny.write(scratch, whole))
 
 
 @given(data=st.data())
-def test_any_change_of_a_byte_loads_or_is_refused_in_one_line(
-    scratch: Path, data: st.DataObject
-) -> None:
+def test_any_change_of_a_byte_loads_or_is_refused_in_one_line(scratch, data):
     content = tiny.toml(tiny.table()).encode()
     at = data.draw(st.integers(0, len(content)))
     until = data.draw(st.integers(at, min(at + 10, len(content))))
@@ -580,20 +575,20 @@ TWO = tiny.table(
 CELLS = [(row, architecture) for row in ("sgd", "sgd+sam") for architecture in ARCHITECTURES]
 
 
-def hashes(folder: Path, change: Change) -> dict[object, str]:
+def hashes(folder, change):
     whole = copy.deepcopy(TWO)
     change(whole)
     settings = tiny.protocol(folder, whole)
-    cells: dict[object, str] = {cell: settings.cell_hash(*cell) for cell in CELLS}
+    cells = {cell: settings.cell_hash(*cell) for cell in CELLS}
     return {"common": settings.common_hash(), **cells}
 
 
-def moved(folder: Path, change: Change) -> set[object]:
+def moved(folder, change):
     before, after = hashes(folder, lambda table: None), hashes(folder, change)
     return {key for key, value in before.items() if after[key] != value}
 
 
-def test_hashes_differ_between_cells_and_are_short_hex(tmp_path: Path) -> None:
+def test_hashes_differ_between_cells_and_are_short_hex(tmp_path):
     found = hashes(tmp_path, lambda table: None)
     assert len(set(found.values())) == len(found)
     for value in found.values():
@@ -619,11 +614,11 @@ def test_hashes_differ_between_cells_and_are_short_hex(tmp_path: Path) -> None:
         put(f"{SGD}/architectures/vgg16/lr", 0.05),
     ],
 )
-def test_what_bears_on_no_result_moves_no_hash(tmp_path: Path, change: Change) -> None:
+def test_what_bears_on_no_result_moves_no_hash(tmp_path, change):
     assert moved(tmp_path, change) == set()
 
 
-def test_the_published_results_hashes_stand() -> None:
+def test_the_published_results_hashes_stand():
     """A new key at its default must not invalidate what was published before it."""
     for name in ("digits", "fashion"):
         (first, *_) = read(RESULTS / name / "benchmark.json")
@@ -632,7 +627,7 @@ def test_the_published_results_hashes_stand() -> None:
         assert cell == first.provenance["cell_hash"]
 
 
-def test_neither_comments_nor_the_name_of_the_file_move_a_hash(tmp_path: Path) -> None:
+def test_neither_comments_nor_the_name_of_the_file_move_a_hash(tmp_path):
     path = tiny.write(tmp_path, TWO)
     other = tmp_path / "other.toml"
     other.write_text("# a comment\n\n" + path.read_text().replace(" = ", "   =   "))
@@ -669,7 +664,7 @@ def test_neither_comments_nor_the_name_of_the_file_move_a_hash(tmp_path: Path) -
         put("sharpness/m", 8),
     ],
 )
-def test_what_all_cells_share_moves_every_hash(tmp_path: Path, change: Change) -> None:
+def test_what_all_cells_share_moves_every_hash(tmp_path, change):
     assert moved(tmp_path, change) == {"common", *CELLS}
 
 
@@ -689,8 +684,8 @@ def test_what_all_cells_share_moves_every_hash(tmp_path: Path, change: Change) -
         ("warmup_epochs", 1),
     ],
 )
-def test_what_a_row_says_moves_its_cells_alone(tmp_path: Path, key: str, value: Any) -> None:
-    def change(whole: Table) -> None:
+def test_what_a_row_says_moves_its_cells_alone(tmp_path, key, value):
+    def change(whole):
         row = whole["optimizers"]["sgd+sam"]
         row[key] = value
         if key == "base":
@@ -699,6 +694,6 @@ def test_what_a_row_says_moves_its_cells_alone(tmp_path: Path, key: str, value: 
     assert moved(tmp_path, change) == {("sgd+sam", name) for name in ARCHITECTURES}
 
 
-def test_an_override_moves_its_own_cell_alone(tmp_path: Path) -> None:
+def test_an_override_moves_its_own_cell_alone(tmp_path):
     change = put(f"{SGD}/architectures/vgg16/lr", 0.01)
     assert moved(tmp_path, change) == {("sgd", "vgg16")}

@@ -6,12 +6,11 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+import sklearn
 import torch
 
 import flatbench
@@ -21,7 +20,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
-def nothing_remembered() -> Iterator[None]:
+def nothing_remembered():
     remembered = (provenance.code_version, provenance.source_hash, provenance.processor)
     for function in remembered:
         function.cache_clear()
@@ -31,7 +30,7 @@ def nothing_remembered() -> Iterator[None]:
 
 
 @pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def package(tmp_path, monkeypatch):
     """A small package in a folder of its own, that provenance takes for flatbench."""
     folder = tmp_path / "checkout" / "package"
     (folder / "training").mkdir(parents=True)
@@ -44,7 +43,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def git(folder: Path, *arguments: str) -> str:
+def git(folder, *arguments):
     who = ("-c", "user.name=n", "-c", "user.email=e@example.org")
     done = subprocess.run(
         ["git", *who, *arguments], cwd=folder, capture_output=True, text=True, check=True
@@ -52,30 +51,28 @@ def git(folder: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
-def version_now() -> dict[str, object]:
+def version_now():
     provenance.code_version.cache_clear()
     return provenance.code_version()
 
 
-def test_outside_of_git_no_commit_is_claimed(package: Path) -> None:
+def test_outside_of_git_no_commit_is_claimed(package):
     assert version_now() == {"commit": None, "dirty": None}
 
 
-def test_in_a_foreign_checkout_no_commit_is_claimed(package: Path) -> None:
+def test_in_a_foreign_checkout_no_commit_is_claimed(package):
     git(package.parent, "init", "--quiet")
     git(package.parent, "commit", "--quiet", "--allow-empty", "-m", "theirs")
     assert version_now() == {"commit": None, "dirty": None}
 
 
-def test_without_git_no_commit_is_claimed(
-    package: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_without_git_no_commit_is_claimed(package, monkeypatch, tmp_path):
     git(package.parent, "init", "--quiet")
     monkeypatch.setenv("PATH", str(tmp_path))
     assert version_now() == {"commit": None, "dirty": None}
 
 
-def test_the_commit_and_whether_the_sources_differ_from_it(package: Path) -> None:
+def test_the_commit_and_whether_the_sources_differ_from_it(package):
     checkout = package.parent
     git(checkout, "init", "--quiet")
     git(checkout, "add", ".")
@@ -89,7 +86,7 @@ def test_the_commit_and_whether_the_sources_differ_from_it(package: Path) -> Non
 
 
 @pytest.fixture
-def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def copy(tmp_path, monkeypatch):
     """A copy of the whole package, that provenance takes for flatbench."""
     folder = tmp_path / "flatbench"
     ignored = shutil.ignore_patterns("__pycache__")
@@ -98,15 +95,22 @@ def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def hash_now() -> str:
+def hash_now():
     provenance.source_hash.cache_clear()
     return provenance.source_hash()
 
 
 @pytest.mark.parametrize(
-    "edited", ["training/step.py", "optim/kernels.py", "protocols/cases.py", "models/another.py"]
+    "edited",
+    [
+        "training/step.py",
+        "optim/kernels.py",
+        "protocols/cases.py",
+        "models/another.py",
+        "components.py",
+    ],
 )
-def test_an_edit_of_what_trains_changes_the_source_hash(copy: Path, edited: str) -> None:
+def test_an_edit_of_what_trains_changes_the_source_hash(copy, edited):
     before = hash_now()
     assert len(before) == 12
     assert hash_now() == before
@@ -118,14 +122,14 @@ def test_an_edit_of_what_trains_changes_the_source_hash(copy: Path, edited: str)
 @pytest.mark.parametrize(
     "edited", ["report/formats/latex.py", "gate/check.py", "cli.py", "training/notes.txt"]
 )
-def test_an_edit_of_anything_else_leaves_the_source_hash(copy: Path, edited: str) -> None:
+def test_an_edit_of_anything_else_leaves_the_source_hash(copy, edited):
     before = hash_now()
     with (copy / edited).open("a") as file:
         file.write("x = 1\n")
     assert hash_now() == before
 
 
-def test_all_that_a_training_imports_is_hashed_or_bears_on_no_number() -> None:
+def test_all_that_a_training_imports_is_hashed_or_bears_on_no_number():
     """A module that trains and is not hashed would let a record stand for other code."""
     code = (
         "import sys, flatbench.training.trainer\n"
@@ -141,26 +145,47 @@ def test_all_that_a_training_imports_is_hashed_or_bears_on_no_number() -> None:
     assert loaded - hashed == others
 
 
-def test_the_key_is_of_everything_that_bears_on_the_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    key = provenance.key("0123456789ab", 0, CPU)
-    assert key == provenance.key("0123456789ab", 0, CPU)
-    others = {key, provenance.key("0123456789ac", 0, CPU), provenance.key("0123456789ab", 1, CPU)}
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "__version__", "0.0")
-        others.add(provenance.key("0123456789ab", 0, CPU))
-    with monkeypatch.context() as patch:
-        patch.setattr(provenance, "source_hash", lambda: "other")
-        others.add(provenance.key("0123456789ab", 0, CPU))
-    with monkeypatch.context() as patch:
-        patch.setattr(provenance, "processor", lambda: "another processor")
-        others.add(provenance.key("0123456789ab", 0, CPU))
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.cuda, "get_device_name", lambda where: "a GPU")
-        others.add(provenance.key("0123456789ab", 0, torch.device("cuda")))
-    assert len(others) == 7
+KEY = ("0123456789ab", 0, CPU, "data")
 
 
-def test_what_a_run_on_a_cpu_says() -> None:
+@pytest.mark.parametrize(
+    "other",
+    [
+        ("0123456789ac", 0, CPU, "data"),
+        ("0123456789ab", 1, CPU, "data"),
+        ("0123456789ab", 0, CPU, "other data"),
+        (*KEY, ["./lion.py:Lion lion.py 0123456789ab"]),
+    ],
+)
+def test_the_key_is_of_the_case_its_data_and_its_code(other):
+    assert provenance.key(*KEY) == provenance.key(*KEY) != provenance.key(*other)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda patch: patch.setattr(torch, "__version__", "0.0"),
+        lambda patch: patch.setattr(sklearn, "__version__", "0.0"),
+        lambda patch: patch.setattr(provenance, "source_hash", lambda: "other"),
+        lambda patch: patch.setattr(provenance, "processor", lambda: "another processor"),
+        lambda patch: patch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2"),
+        lambda patch: patch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2"),
+    ],
+    ids=["torch", "sklearn", "sources", "processor", "instructions", "onednn"],
+)
+def test_the_key_is_of_what_computes(monkeypatch, change):
+    before = provenance.key(*KEY)
+    change(monkeypatch)
+    assert provenance.key(*KEY) != before
+
+
+def test_the_key_is_of_the_device(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda where: "a GPU")
+    cell, seed, _, data = KEY
+    assert provenance.key(cell, seed, torch.device("cuda"), data) != provenance.key(*KEY)
+
+
+def test_what_a_run_on_a_cpu_says():
     said = provenance.describe(CPU, "bf16")
     expected = {
         "flatbench_version": flatbench.__version__,
@@ -168,6 +193,7 @@ def test_what_a_run_on_a_cpu_says() -> None:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
+        "scikit_learn": sklearn.__version__,
         "system": platform.system(),
         "processor": provenance.processor(),
         "device": provenance.processor(),
@@ -186,7 +212,7 @@ def test_what_a_run_on_a_cpu_says() -> None:
     assert json.loads(json.dumps(said, allow_nan=False)) == said
 
 
-def test_no_host_no_user_no_path(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_host_no_user_no_path(monkeypatch):
     monkeypatch.setattr(platform, "node", lambda: "a-host-s-name")
     said = json.dumps(provenance.describe(CPU, "fp32"))
     assert "a-host-s-name" not in said
@@ -195,7 +221,7 @@ def test_no_host_no_user_no_path(monkeypatch: pytest.MonkeyPatch) -> None:
     assert f'"{getpass.getuser()}"' not in said
 
 
-def test_the_name_of_the_processor_is_that_of_the_system() -> None:
+def test_the_name_of_the_processor_is_that_of_the_system():
     info = Path("/proc/cpuinfo")
     if not info.exists() or "model name" not in info.read_text():
         assert provenance.processor() == (platform.processor() or platform.machine())
@@ -205,7 +231,7 @@ def test_the_name_of_the_processor_is_that_of_the_system() -> None:
     assert provenance.processor()
 
 
-def test_what_a_run_on_a_gpu_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_a_run_on_a_gpu_says(monkeypatch, tmp_path):
     script = tmp_path / "nvidia-smi"
     script.write_text("#!/bin/sh\necho 555.42.06\necho 555.42.06\n")
     script.chmod(0o755)
@@ -217,7 +243,7 @@ def test_what_a_run_on_a_gpu_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert (said["device_kind"], said["device"]) == ("cuda", "GPU cuda:1")
     assert said["driver"] == "555.42.06"
     assert said["cuda"] == torch.version.cuda
-    backends: Any = torch.backends
+    backends = torch.backends
     assert said["convolution_precision"] == backends.cudnn.conv.fp32_precision
     assert said["matmul_precision"] == backends.cuda.matmul.fp32_precision
     backends.cudnn.conv.fp32_precision = "tf32"

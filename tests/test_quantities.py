@@ -18,7 +18,7 @@ from tests.synthetic import grid, record
 MEASURES = typing.get_args(Measure)
 
 
-def test_every_measure_of_a_protocol_and_every_number_of_a_record_is_listed() -> None:
+def test_every_measure_of_a_protocol_and_every_number_of_a_record_is_listed():
     assert set(MEASURES) <= set(QUANTITIES)
     # of the case and of the machine, not of the run
     others = {"seed", "schema_version", "calibration_seconds"}
@@ -32,19 +32,19 @@ def test_every_measure_of_a_protocol_and_every_number_of_a_record_is_listed() ->
     assert {f.name for f in dataclasses.fields(Epoch)} - {"learning_rate"} <= set(QUANTITIES)
 
 
-def test_accuracies_alone_are_better_when_higher() -> None:
+def test_accuracies_alone_are_better_when_higher():
     higher = {name for name, q in QUANTITIES.items() if q.better == "higher"}
     assert higher == {name for name in QUANTITIES if name.endswith("accuracy")}
 
 
-def test_titles_name_the_part_and_the_true_labels() -> None:
+def test_titles_name_the_part_and_the_true_labels():
     assert quantity("test_accuracy").titled("validation") == "validation accuracy"
     assert quantity("sam_sharpness").heading == "SAM sharpness ρ‖∇L‖ of the last epoch"
     assert quantity("m_sharpness_clean").title == "m-sharpness, true labels"
     assert quantity("test_accuracy_clean") == Quantity("test_accuracy_clean", "test_accuracy_clean")
 
 
-def test_values_are_read_by_name_and_standard_errors_left_out() -> None:
+def test_values_are_read_by_name_and_standard_errors_left_out():
     r = record(sharpness={"trace": 2.0, "trace_standard_error": 0.1, "empty": None})
     assert value_of(r, "trace") == 2.0
     assert value_of(r, "test_accuracy") == 90.0
@@ -53,7 +53,7 @@ def test_values_are_read_by_name_and_standard_errors_left_out() -> None:
     assert results_of(record(status="diverged")) == {}
 
 
-def test_a_standard_error_is_refused_as_a_bound_in_one_line() -> None:
+def test_a_standard_error_is_refused_as_a_bound_in_one_line():
     random = np.random.default_rng(0)
     records = [
         record(seed=s, sharpness={"trace": random.random(), "trace_standard_error": 0.1 + s})
@@ -64,7 +64,7 @@ def test_a_standard_error_is_refused_as_a_bound_in_one_line() -> None:
     assert "\n" not in str(error.value)
 
 
-def test_the_gates_take_the_better_side_from_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gates_take_the_better_side_from_the_list(monkeypatch):
     """A measure that were better when higher is bounded below, and a rise is no regression."""
     monkeypatch.setitem(QUANTITIES, "margin", Quantity("margin", "Margin", "higher", "", "linear"))
     records = [

@@ -13,12 +13,12 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def rendered(*files: Path) -> list[str]:
+def rendered(*files):
     # the brief form: the full one has intervals whose last digit may be a library's
     return report.render(reading.collect(files), brief=True).splitlines()
 
 
-def test_its_tables_are_those_of_the_committed_records() -> None:
+def test_its_tables_are_those_of_the_committed_records():
     made = [
         line
         for name in ("digits", "fashion")
@@ -29,7 +29,7 @@ def test_its_tables_are_those_of_the_committed_records() -> None:
     assert [line for line in shown if line not in made] == []
 
 
-def test_the_committed_reports_are_those_of_the_committed_records() -> None:
+def test_the_committed_reports_are_those_of_the_committed_records():
     checked = []
     for path in sorted((ROOT / "results").glob("*/report.md")):
         files = sorted(path.parent.glob("*.json"))
@@ -40,8 +40,8 @@ def test_the_committed_reports_are_those_of_the_committed_records() -> None:
     assert checked == ["digits", "digits-bf16", "fashion", "fashion-bf16"]
 
 
-def test_its_speed_is_that_of_the_committed_benchmarks() -> None:
-    def of(name: str, field: str, part: str) -> list[float]:
+def test_its_speed_is_that_of_the_committed_benchmarks():
+    def of(name, field, part):
         table = json.loads((ROOT / "results" / "speed" / f"{name}.json").read_text())
         return [b["extra_info"][field] for b in table["benchmarks"] if part in b["name"]]
 
@@ -64,12 +64,12 @@ def test_its_speed_is_that_of_the_committed_benchmarks() -> None:
     assert f"moves {min(shares):.0f} to {max(shares):.0f} % of the bytes" in text
 
 
-def test_its_flatness_is_that_of_the_committed_records() -> None:
+def test_its_flatness_is_that_of_the_committed_records():
     """At equal epochs and at equal gradients, each mean over a cell's seeds."""
     records = reading.collect([ROOT / "results" / "fashion" / "benchmark.json"])
     measures = [name for name in records[0].sharpness if not name.endswith("_error")]
 
-    def mean(architecture: str, optimizer: str, measure: str) -> float:
+    def mean(architecture, optimizer, measure):
         cell = [r for r in records if (r.architecture, r.optimizer) == (architecture, optimizer)]
         values = [r.sharpness.get(measure, r.sam_sharpness) for r in cell]
         return statistics.mean(values)
@@ -90,7 +90,7 @@ def test_its_flatness_is_that_of_the_committed_records() -> None:
     assert "the same eigenvalues are {4} and {5}.".format(*shown) in text
 
 
-def test_its_host_time_is_that_of_the_committed_benchmark() -> None:
+def test_its_host_time_is_that_of_the_committed_benchmark():
     table = json.loads((ROOT / "results" / "speed" / "host.json").read_text())
     times = [
         b["extra_info"]["host_microseconds"]
@@ -101,13 +101,13 @@ def test_its_host_time_is_that_of_the_committed_benchmark() -> None:
     assert f"{min(times):.0f} to {max(times):.0f} µs a step" in " ".join(README.split())
 
 
-def test_its_files_are_there() -> None:
+def test_its_files_are_there():
     named = re.findall(r"(?:flatbench|benchmarks|results)/[a-z0-9_./-]+\.(?:toml|md|py)", README)
     assert len(named) >= 4
     assert [path for path in named if not (ROOT / path).exists()] == []
 
 
-def test_its_tox_environments_are_there() -> None:
+def test_its_tox_environments_are_there():
     tox = (ROOT / "tox.ini").read_text()
     for name in set(re.findall(r"tox -e (\w+)", README)):
         assert f"[testenv:{name}]" in tox

@@ -5,9 +5,6 @@ import json
 import math
 import os
 import stat
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -75,7 +72,7 @@ ONE = synthetic.grid([3], architectures=["vgg16"], means={"sgd+sam": 93.1}, epoc
 
 
 @pytest.fixture(scope="module")
-def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def scratch(tmp_path_factory):
     return tmp_path_factory.mktemp("records")
 
 
@@ -83,13 +80,13 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(record=RECORDS)
-def test_a_record_comes_back_from_its_file_the_same(scratch: Path, record: Record) -> None:
+def test_a_record_comes_back_from_its_file_the_same(scratch, record):
     path = scratch / "record.json"
     write_json(path, record.to_json())
     assert read(path) == [record]
 
 
-def test_the_file_is_plain_json_of_named_columns(tmp_path: Path) -> None:
+def test_the_file_is_plain_json_of_named_columns(tmp_path):
     path = tmp_path / "record.json"
     write_json(path, ONE.to_json())
     table = json.loads(path.read_text(encoding="utf-8"))
@@ -101,18 +98,18 @@ def test_the_file_is_plain_json_of_named_columns(tmp_path: Path) -> None:
     assert set(table) == {f.name for f in dataclasses.fields(Record)}
 
 
-def test_the_id_of_a_record() -> None:
+def test_the_id_of_a_record():
     assert ONE.id == "digits/vgg16/sgd+sam/seed3"
 
 
-def test_keys_with_defaults_may_be_missing() -> None:
+def test_keys_with_defaults_may_be_missing():
     names = ("protocol", "architecture", "optimizer", "seed", "base_row", "status")
     least = {name: getattr(ONE, name) for name in names}
     found = from_json(least | {"schema_version": 1}, "file")
     assert (found.id, found.history, found.test_accuracy) == (ONE.id, (), None)
 
 
-def test_without_timings_is_the_same_whatever_was_timed() -> None:
+def test_without_timings_is_the_same_whatever_was_timed():
     slower = dataclasses.replace(
         ONE,
         seconds=99.0,
@@ -141,14 +138,14 @@ def test_without_timings_is_the_same_whatever_was_timed() -> None:
         {"history": (ONE.history[0], dataclasses.replace(ONE.history[1], learning_rate=1.0))},
     ],
 )
-def test_without_timings_keeps_all_the_rest(change: dict[str, Any]) -> None:
+def test_without_timings_keeps_all_the_rest(change):
     assert dataclasses.replace(ONE, **change).without_timings() != ONE.without_timings()
 
 
 # --- what is refused
 
 
-def message(path: Path) -> str:
+def message(path):
     with pytest.raises(UsageError) as caught:
         read(path)
     (line,) = str(caught.value).splitlines()
@@ -156,7 +153,7 @@ def message(path: Path) -> str:
     return line.removeprefix(f"{path}: ")
 
 
-def of_table(folder: Path, table: object) -> str:
+def of_table(folder, table):
     path = folder / "record.json"
     path.write_text(json.dumps(table), encoding="utf-8")
     return message(path)
@@ -228,20 +225,20 @@ COLUMNS = ONE.to_json()["history"]
         ),
     ],
 )
-def test_a_wrong_value_is_named(tmp_path: Path, change: dict[str, Any], expected: str) -> None:
+def test_a_wrong_value_is_named(tmp_path, change, expected):
     assert of_table(tmp_path, ONE.to_json() | change).startswith(expected)
 
 
 @pytest.mark.parametrize(
     "key", ["protocol", "architecture", "optimizer", "seed", "base_row", "status"]
 )
-def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
+def test_a_missing_key_is_named(tmp_path, key):
     table = ONE.to_json()
     del table[key]
     assert of_table(tmp_path, table) == f"{key} is missing"
 
 
-def test_a_missing_schema_version_or_column_is_named(tmp_path: Path) -> None:
+def test_a_missing_schema_version_or_column_is_named(tmp_path):
     table = ONE.to_json()
     del table["schema_version"]
     assert of_table(tmp_path, table).startswith(
@@ -280,14 +277,14 @@ WHOLE_FILE = json.dumps(ONE.to_json(), indent=1)
         ("\ufeff" + WHOLE_FILE, "is not JSON: "),
     ],
 )
-def test_a_file_that_is_no_record(tmp_path: Path, content: str | bytes, expected: str) -> None:
+def test_a_file_that_is_no_record(tmp_path, content, expected):
     path = tmp_path / "record.json"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     assert message(path).startswith(expected)
 
 
 @given(data=st.data())
-def test_any_damage_is_read_or_refused_in_one_line(scratch: Path, data: st.DataObject) -> None:
+def test_any_damage_is_read_or_refused_in_one_line(scratch, data):
     content = WHOLE_FILE.encode()
     at = data.draw(st.integers(0, len(content)))
     until = data.draw(st.integers(at, min(at + 20, len(content))))
@@ -301,7 +298,7 @@ def test_any_damage_is_read_or_refused_in_one_line(scratch: Path, data: st.DataO
 
 
 @given(table=st.dictionaries(st.sampled_from([*ONE.to_json(), "history"]), JSON, min_size=1))
-def test_any_value_anywhere_is_read_or_refused_in_one_line(table: dict[str, Any]) -> None:
+def test_any_value_anywhere_is_read_or_refused_in_one_line(table):
     try:
         assert isinstance(from_json(ONE.to_json() | table, "file"), Record)
     except UsageError as error:
@@ -309,7 +306,7 @@ def test_any_value_anywhere_is_read_or_refused_in_one_line(table: dict[str, Any]
         assert line.startswith("file: ")
 
 
-def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read(tmp_path):
     assert message(tmp_path / "none.json") == "cannot be read: No such file or directory"
     assert message(tmp_path) == "cannot be read: Is a directory"
 
@@ -317,7 +314,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 # --- several files
 
 
-def test_the_records_of_the_json_of_pytest_benchmark(tmp_path: Path) -> None:
+def test_the_records_of_the_json_of_pytest_benchmark(tmp_path):
     path = tmp_path / "benchmark.json"
     two = synthetic.grid([0, 1], architectures=["vgg16"], means={"sgd": 90})
     benchmarks = [{"extra_info": {"record": record.to_json()}} for record in two]
@@ -325,7 +322,7 @@ def test_the_records_of_the_json_of_pytest_benchmark(tmp_path: Path) -> None:
     assert read(path) == two
 
 
-def test_collect_takes_files_and_folders(tmp_path: Path) -> None:
+def test_collect_takes_files_and_folders(tmp_path):
     records = synthetic.grid([0, 1], architectures=["vgg16"], means={"sgd": 90, "adam": 70})
     for i, record in enumerate(records):
         write_json(tmp_path / "records" / f"{i}.json", record.to_json())
@@ -335,7 +332,7 @@ def test_collect_takes_files_and_folders(tmp_path: Path) -> None:
     assert collect([tmp_path / "one.json", tmp_path / "records"]) == [ONE, *records]
 
 
-def test_collecting_nothing_is_an_error(tmp_path: Path) -> None:
+def test_collecting_nothing_is_an_error(tmp_path):
     (tmp_path / "empty").mkdir()
     write_json(tmp_path / "steps.json", {"benchmarks": []})
     for paths, expected in (
@@ -351,7 +348,7 @@ def test_collecting_nothing_is_an_error(tmp_path: Path) -> None:
 # --- writing
 
 
-def test_what_is_not_json_is_not_written(tmp_path: Path) -> None:
+def test_what_is_not_json_is_not_written(tmp_path):
     path = tmp_path / "record.json"
     write_json(path, {"a": 1})
     for value in (math.nan, math.inf):
@@ -360,7 +357,7 @@ def test_what_is_not_json_is_not_written(tmp_path: Path) -> None:
     assert json.loads(path.read_text()) == {"a": 1}
 
 
-def test_folders_are_made_and_others_may_read_the_file(tmp_path: Path) -> None:
+def test_folders_are_made_and_others_may_read_the_file(tmp_path):
     path = tmp_path / "a" / "b" / "file"
     write_atomically(path, b"one")
     write_atomically(path, b"two")
@@ -374,8 +371,8 @@ class Interrupted(BaseException):
 
 
 @pytest.fixture(params=["fsync", "chmod", "replace", "fdopen"])
-def interrupted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    def interrupt(*arguments: object) -> None:
+def interrupted(request, monkeypatch):
+    def interrupt(*arguments):
         raise Interrupted
 
     with monkeypatch.context() as patch:
@@ -384,9 +381,7 @@ def interrupted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("before", [b"as it was", None])
-def test_an_interrupted_write_leaves_the_folder_as_it_was(
-    tmp_path: Path, interrupted: str, before: bytes | None
-) -> None:
+def test_an_interrupted_write_leaves_the_folder_as_it_was(tmp_path, interrupted, before):
     path = tmp_path / "file"
     if before is not None:
         path.write_bytes(before)
@@ -395,18 +390,16 @@ def test_an_interrupted_write_leaves_the_folder_as_it_was(
     assert [file.read_bytes() for file in tmp_path.iterdir()] == ([before] if before else [])
 
 
-def test_the_new_file_is_on_the_disk_before_it_has_the_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_new_file_is_on_the_disk_before_it_has_the_name(tmp_path, monkeypatch):
     """After a power cut one of the two files is whole."""
     path = tmp_path / "file"
     path.write_bytes(b"old")
-    done: list[tuple[str, bytes]] = []
+    done = []
 
-    def watched(name: str) -> Callable[..., object]:
+    def watched(name):
         real = getattr(os, name)
 
-        def call(*arguments: object) -> object:
+        def call(*arguments):
             if name == "fsync":
                 kind = "folder" if stat.S_ISDIR(os.fstat(arguments[0]).st_mode) else "file"
                 done.append((f"fsync {kind}", path.read_bytes()))

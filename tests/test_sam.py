@@ -22,7 +22,7 @@ from tests import optimizers
 from tests.optimizers import BASES, assert_bitwise, every_base
 
 
-def network(seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Module:
+def network(seed=0, dtype=torch.float32):
     torch.manual_seed(seed)
     return nn.Sequential(
         # A bias before BatchNorm has a gradient of rounding noise, which Adam would magnify.
@@ -34,25 +34,25 @@ def network(seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Module:
     ).to(dtype)
 
 
-def batch(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+def batch(dtype=torch.float32):
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(12, 1, 6, 6, generator=generator, dtype=dtype)
     return x, torch.randint(3, (12,), generator=generator)
 
 
-def sam(model: nn.Module, base: str = "momentum", **options) -> SAM:
+def sam(model, base="momentum", **options):
     options = {"implementation": "auto", **options}
     return optimizers.optimizer(model.named_parameters(), base, **options)
 
 
-def backward(model: nn.Module) -> torch.Tensor:
+def backward(model):
     x, y = batch(next(model.parameters()).dtype)
     loss = nn.functional.cross_entropy(model(x), y)
     loss.backward()
     return loss
 
 
-def train(model: nn.Module, optimizer: SAM, steps: int) -> None:
+def train(model, optimizer, steps):
     for _ in range(steps):
         backward(model)
         optimizer.first_step(zero_grad=True)
@@ -61,7 +61,7 @@ def train(model: nn.Module, optimizer: SAM, steps: int) -> None:
         optimizer.second_step(zero_grad=True)
 
 
-def snapshot(model: nn.Module) -> list[torch.Tensor]:
+def snapshot(model):
     return [p.detach().clone() for p in model.parameters()]
 
 
@@ -71,7 +71,7 @@ A = np.diag([1.0, 3.0, 10.0])
 A[0, 1] = A[1, 0] = 0.5
 
 
-def normalisation(w: np.ndarray, adaptive: bool, eta: float) -> np.ndarray:
+def normalisation(w, adaptive, eta):
     return np.abs(w) + eta if adaptive else np.ones_like(w)
 
 

@@ -31,17 +31,17 @@ class Point:
 READER = Reader("file.toml")
 
 
-def read(**table: Any) -> Point:
+def read(**table):
     return READER.read(Point, {"x": 1} | table, "point.", given="here")
 
 
-def message(**table: Any) -> str:
+def message(**table):
     with pytest.raises(UsageError) as caught:
         read(**table)
     return str(caught.value)
 
 
-def test_values_arrive_in_the_type_of_the_annotation() -> None:
+def test_values_arrive_in_the_type_of_the_annotation():
     point = read(
         n=3,
         flag=True,
@@ -105,30 +105,28 @@ def test_values_arrive_in_the_type_of_the_annotation() -> None:
         ),
     ],
 )
-def test_each_error_names_file_key_value_and_what_it_must_be(
-    table: dict[str, Any], expected: str
-) -> None:
+def test_each_error_names_file_key_value_and_what_it_must_be(table, expected):
     assert message(**table) == f"file.toml: {expected}"
 
 
-def test_what_the_caller_gives_is_no_key_of_the_table() -> None:
+def test_what_the_caller_gives_is_no_key_of_the_table():
     assert message(given="there").startswith(
         "file.toml: point.given is an unknown key; it must be one of"
     )
 
 
-def test_a_missing_key_is_named() -> None:
+def test_a_missing_key_is_named():
     with pytest.raises(UsageError, match=r"^file\.toml: point\.x is missing$"):
         READER.read(Point, {}, "point.", given="here")
 
 
 @given(st.integers(-(2**63) + 1, 2**63 - 1))
-def test_whole_numbers_of_64_bits_pass(n: int) -> None:
+def test_whole_numbers_of_64_bits_pass(n):
     assert read(n=n).n == n
 
 
 @given(st.floats(max_value=1e150, min_value=0, exclude_min=True))
-def test_positive_floats_pass_and_their_squares_are_finite(x: float) -> None:
+def test_positive_floats_pass_and_their_squares_are_finite(x):
     assert read(x=x).x == x
     assert math.isfinite(x * x)
 
@@ -142,7 +140,7 @@ KEYS = st.sampled_from([*Point.__dataclass_fields__, "flga", "", "\u2028"])
 
 
 @given(st.dictionaries(KEYS, JSON, max_size=4))
-def test_any_table_is_read_or_refused_in_one_line(table: dict[str, Any]) -> None:
+def test_any_table_is_read_or_refused_in_one_line(table):
     try:
         assert isinstance(READER.read(Point, table, "point.", given="here"), Point)
     except UsageError as error:
@@ -151,12 +149,12 @@ def test_any_table_is_read_or_refused_in_one_line(table: dict[str, Any]) -> None
 
 
 @given(JSON)
-def test_a_value_is_shown_on_one_short_line(value: Any) -> None:
+def test_a_value_is_shown_on_one_short_line(value):
     assert len(shown(value).splitlines()) == 1
     assert len(shown(value)) <= 60
 
 
-def test_a_number_of_thousands_of_digits_is_refused_like_any_other() -> None:
+def test_a_number_of_thousands_of_digits_is_refused_like_any_other():
     # TOML's hexadecimal numbers have no limit of their own, Python's decimal text has one of 4,300
     must_be = "must be a whole number of at most 64 bits, got a number of thousands of digits"
     assert message(n=1 << 20_000) == f"file.toml: point.n {must_be}"
@@ -165,5 +163,5 @@ def test_a_number_of_thousands_of_digits_is_refused_like_any_other() -> None:
 @pytest.mark.parametrize(
     ("key", "as_toml"), [("a-b_C9", "a-b_C9"), ("sgd+sam", '"sgd+sam"'), ("", '""'), ('"', '"\\""')]
 )
-def test_keys_are_quoted_as_in_toml(key: str, as_toml: str) -> None:
+def test_keys_are_quoted_as_in_toml(key, as_toml):
     assert quoted(key) == as_toml

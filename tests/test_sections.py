@@ -6,7 +6,7 @@ from flatbench.records.sections import differences, paired, sections
 from tests.synthetic import grid, record
 
 
-def test_cells_come_in_the_tables_order_and_without_empty_ones() -> None:
+def test_cells_come_in_the_tables_order_and_without_empty_ones():
     records = [*reversed(grid([0, 1])), record("extra", "vgg16")]
     (section,) = sections(records)
     known = [(a, row) for a in section.architectures for row in section.optimizers]
@@ -17,12 +17,12 @@ def test_cells_come_in_the_tables_order_and_without_empty_ones() -> None:
     assert section.cell("resnet18", "extra") == ()
 
 
-def test_a_case_given_twice_stands_in_its_cell_once() -> None:
+def test_a_case_given_twice_stands_in_its_cell_once():
     (section,) = sections([*grid([0]), *grid([0])])
     assert {len(cell) for cell in section.cells.values()} == {1}
 
 
-def test_pairs_are_of_the_seeds_that_both_rows_completed() -> None:
+def test_pairs_are_of_the_seeds_that_both_rows_completed():
     rows = {
         "sgd": [(0, 80.0), (1, 81.0), (2, 82.0), (3, None)],
         "sgd+sam": [(3, 93.0), (2, 92.5), (1, 91.0), (5, 95.0)],
@@ -44,7 +44,7 @@ def test_pairs_are_of_the_seeds_that_both_rows_completed() -> None:
     assert section.pairs("vgg16", "sgd+sam", "sgd") == {}
 
 
-def test_differences_are_of_any_quantity_that_both_runs_have() -> None:
+def test_differences_are_of_any_quantity_that_both_runs_have():
     one = [record(seed=s, sharpness={"trace": 3.0 + s}, sam_sharpness=None) for s in range(3)]
     other = [dataclasses.replace(r, sharpness={"trace": 1.0 if r.seed else None}) for r in one]
     pairs = paired(one, other)

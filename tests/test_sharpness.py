@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import optimize, stats
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 from flatbench import sharpness
@@ -31,12 +31,12 @@ from tests.losses import (
 # --- ascent_sharpness ---------------------------------------------------------------------------
 
 
-def largest_rise(matrix: Tensor, gradient: Tensor, rho: float) -> float:
+def largest_rise(matrix, gradient, rho):
     """max g·e + ½ eᵀAe over ‖e‖ ≤ ρ: on the sphere (A − λI)e = −g with λ ≥ λ₁ (Moré & Sorensen)."""
     values, vectors = np.linalg.eigh(matrix.numpy())
     g = vectors.T @ gradient.numpy()
 
-    def excess(multiplier: float) -> float:
+    def excess(multiplier):
         return float(np.linalg.norm(g / (multiplier - values))) - rho
 
     low = max(values[-1], 0.0)
@@ -169,7 +169,7 @@ def test_where_the_gradient_is_zero_there_is_no_ascent():
 # --- rescaling ----------------------------------------------------------------------------------
 
 
-def rescaled(model: nn.Module, factor: float) -> nn.Module:
+def rescaled(model, factor):
     """The same ReLU network: the first layer times ``factor``, the second divided by it."""
     twin = copy.deepcopy(model)
     with torch.no_grad():

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 from flatbench import sharpness
@@ -38,13 +38,13 @@ EVERY = {
 every = pytest.mark.parametrize(("measure", "arguments"), EVERY.values(), ids=EVERY)
 
 
-def numbers(result) -> np.ndarray:
+def numbers(result):
     """All that a result holds, as one vector."""
     parts = [getattr(result, name) for name in type(result).__dataclass_fields__]
     return np.concatenate([np.ravel(np.asarray(p, dtype=float)) for p in parts])
 
 
-def state(model: nn.Module) -> dict:
+def state(model):
     return {
         "tensors": {k: v.clone() for k, v in model.state_dict().items()},
         "addresses": [t.data_ptr() for t in [*model.parameters(), *model.buffers()]],
@@ -60,7 +60,7 @@ def state(model: nn.Module) -> dict:
     }
 
 
-def assert_same(before: dict, after: dict) -> None:
+def assert_same(before, after):
     for key in ("addresses", "requires", "training", "settings"):
         assert before[key] == after[key], key
     assert before["tensors"].keys() == after["tensors"].keys()
@@ -71,7 +71,7 @@ def assert_same(before: dict, after: dict) -> None:
     assert torch.equal(before["random"], after["random"])
 
 
-def odd_model() -> tuple[nn.Module, Tensor, Tensor]:
+def odd_model():
     """Frozen and training parts, a gradient at hand: all that could be disturbed."""
     model, (x, y) = conv_net(), images()
     model.train()
@@ -319,24 +319,24 @@ def test_arithmetic_settings_are_put_back():
 
 
 WRONG = [
-    (sharpness.ascent_sharpness, {"rho": -0.1}, r"rho: -0\.1; allowed"),
-    (sharpness.ascent_sharpness, {"rho": math.nan}, "rho: nan; allowed"),
-    (sharpness.ascent_sharpness, {"rho": 0.1, "m": 0}, "m: 0; allowed"),
-    (sharpness.ascent_sharpness, {"rho": 0.1, "eta": -1.0}, r"eta: -1\.0; allowed"),
-    (sharpness.ascent_sharpness, {"rho": 0.1, "steps": 0}, "steps: 0; allowed"),
-    (sharpness.ascent_sharpness, {"rho": 0.1, "steps": 1.5}, r"steps: 1\.5; allowed"),
-    (sharpness.ascent_sharpness, {"rho": 0.1, "step_size": math.inf}, "step_size: inf; allowed"),
-    (sharpness.average_sharpness, {"sigma": -1.0}, r"sigma: -1\.0; allowed"),
-    (sharpness.average_sharpness, {"sigma": 0.1, "samples": 0}, "samples: 0; allowed"),
-    (sharpness.hessian_eigenvalues, {"k": 0}, "k: 0; allowed"),
-    (sharpness.hessian_eigenvalues, {"k": 1000}, "k: 1000; allowed: at most the 57"),
-    (sharpness.hessian_eigenvalues, {"which": "BE"}, "which: 'BE'; allowed: 'LA', 'SA', 'LM'"),
-    (sharpness.hessian_eigenvalues, {"k": 3, "basis_size": 4}, "basis_size: 4; allowed"),
-    (sharpness.hessian_eigenvalues, {"tolerance": -1.0}, "tolerance"),
-    (sharpness.hessian_trace, {"products": 3}, "products: 3; allowed"),
-    (sharpness.hessian_trace, {"products": 8}, "products: 8; allowed: a multiple of 3"),
-    (sharpness.spectral_density, {"probes": 0}, "probes: 0; allowed"),
-    (sharpness.spectral_density, {"steps": 0}, "steps: 0; allowed"),
+    (sharpness.ascent_sharpness, {"rho": -0.1}, r"rho must be .* of at least 0, got -0\.1"),
+    (sharpness.ascent_sharpness, {"rho": math.nan}, "rho must be .*, got nan"),
+    (sharpness.ascent_sharpness, {"rho": 0.1, "m": 0}, "m must be .* of at least 1, got 0"),
+    (sharpness.ascent_sharpness, {"rho": 0.1, "eta": -1.0}, r"eta must be .*, got -1\.0"),
+    (sharpness.ascent_sharpness, {"rho": 0.1, "steps": 0}, "steps must be .*, got 0"),
+    (sharpness.ascent_sharpness, {"rho": 0.1, "steps": 1.5}, r"steps must be .*, got 1\.5"),
+    (sharpness.ascent_sharpness, {"rho": 0.1, "step_size": math.inf}, "step_size must .*, got inf"),
+    (sharpness.average_sharpness, {"sigma": -1.0}, r"sigma must be .*, got -1\.0"),
+    (sharpness.average_sharpness, {"sigma": 0.1, "samples": 0}, "samples must be .*, got 0"),
+    (sharpness.hessian_eigenvalues, {"k": 0}, "k must be .*, got 0"),
+    (sharpness.hessian_eigenvalues, {"k": 1000}, "k must be at most 57, .*, got 1000"),
+    (sharpness.hessian_eigenvalues, {"which": "BE"}, "one of 'LA', 'SA', 'LM', got 'BE'"),
+    (sharpness.hessian_eigenvalues, {"k": 3, "basis_size": 4}, "basis_size must be .*, got 4"),
+    (sharpness.hessian_eigenvalues, {"tolerance": -1.0}, r"tolerance must be .*, got -1\.0"),
+    (sharpness.hessian_trace, {"products": 3}, "products must be .* of at least 6, got 3"),
+    (sharpness.hessian_trace, {"products": 8}, "products must be a multiple of 3, got 8"),
+    (sharpness.spectral_density, {"probes": 0}, "probes must be .*, got 0"),
+    (sharpness.spectral_density, {"steps": 0}, "steps must be .*, got 0"),
 ]
 
 
@@ -348,20 +348,20 @@ def test_arguments_out_of_range(measure, arguments, message):
 
 def test_models_and_examples_that_cannot_be_measured():
     model, (x, y) = mlp(), examples()
-    with pytest.raises(ValueError, match="30 and 29 examples"):
+    with pytest.raises(ValueError, match="equally many, got 30 and 29 examples"):
         loss_surface(model, cross_entropy, x, y[:-1])
-    with pytest.raises(ValueError, match="no examples"):
+    with pytest.raises(ValueError, match="at least 1 example, got none"):
         loss_surface(model, cross_entropy, x[:0], y[:0])
-    with pytest.raises(ValueError, match="batch_size: 0; allowed"):
+    with pytest.raises(ValueError, match="batch_size must be a whole number of at least 1, got 0"):
         loss_surface(model, cross_entropy, x, y, batch_size=0)
-    with pytest.raises(ValueError, match="batchnorm: 'off'; allowed"):
+    with pytest.raises(ValueError, match="batchnorm must be 'eval' or 'train', got 'off'"):
         loss_surface(model, cross_entropy, x, y, batchnorm="off")
     each = loss_surface(model, lambda o, t: cross_entropy(o, t, reduction="none"), x, y)
-    with pytest.raises(ValueError, match=r"loss: returned a tensor of shape \(30,\)"):
+    with pytest.raises(ValueError, match=r"loss must return .*, got a tensor of shape \(30,\)"):
         each.value(each.center)
     surface = loss_surface(model, cross_entropy, x, y)
     density = sharpness.spectral_density(surface, probes=1, steps=1)
-    with pytest.raises(ValueError, match="width: 0"):
+    with pytest.raises(ValueError, match="width must be a finite number above 0, got 0"):
         density.density(np.zeros(3), 0)
-    with pytest.raises(ValueError, match="no parameter requires a gradient"):
+    with pytest.raises(ValueError, match="a parameter that requires a gradient, got none"):
         loss_surface(model.requires_grad_(False), cross_entropy, x, y)

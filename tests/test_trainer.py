@@ -10,10 +10,7 @@ import json
 import math
 import time
 import weakref
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -25,39 +22,37 @@ from flatbench import data, models
 from flatbench.errors import UsageError
 from flatbench.files import write_json
 from flatbench.optim import SAM
-from flatbench.protocols.cases import Case, grid
+from flatbench.protocols.cases import grid
 from flatbench.protocols.protocol import Data
 from flatbench.records.reading import from_json
-from flatbench.records.record import Epoch, Record
 from flatbench.training import devices, graph, setup, step, trainer
-from flatbench.training.run import Run
 from tests import tiny
 
 SGD, ADAM = tiny.SGD, tiny.ADAM
 
 
 @pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
+def one_thread():
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
 
 
-def case(folder: Path, row: str | None = None, seed: int = 0, **sections: Any) -> Case:
+def case(folder, row=None, seed=0, **sections):
     """The tiny protocol's case of one row (by default its only one)."""
     rows = None if row is None else [row]
     return grid(tiny.protocol(folder, tiny.table(**sections)), None, rows, [seed])[0]
 
 
-def one_row(**row: Any) -> dict[str, Any]:
+def one_row(**row):
     return {"row": row}
 
 
 # --- the same again
 
 
-def test_a_seed_repeats_bit_for_bit_whatever_came_before(tmp_path: Path) -> None:
+def test_a_seed_repeats_bit_for_bit_whatever_came_before(tmp_path):
     sam = case(tmp_path, "sgd+sam", data={"name": "digits", "augmentation": "crop-flip"})
     first = trainer.train(sam)
     torch.manual_seed(99)
@@ -77,25 +72,25 @@ class Chance:
     images: list[Tensor] = field(default_factory=list)  # of each batch, as augmented
 
 
-def watched(run: Case, build: Any = models.build, **options: Any) -> tuple[Record, Chance]:
+def watched(run, build=models.build, **options):
     """Train, and keep what flatbench's own random functions gave."""
     seen = Chance()
     noisy_labels, batches, augment = data.noisy_labels, data.batches, data.augment
 
-    def watch_build(*arguments: Any, **named: Any) -> nn.Module:
+    def watch_build(*arguments, **named):
         model = build(*arguments, **named)
         seen.weights = {name: t.clone() for name, t in model.state_dict().items()}
         return model
 
-    def watch_labels(*arguments: Any, **named: Any) -> Tensor:
+    def watch_labels(*arguments, **named):
         seen.labels = noisy_labels(*arguments, **named)
         return seen.labels
 
-    def watch_batches(*arguments: Any, **named: Any) -> Iterator[Tensor]:
+    def watch_batches(*arguments, **named):
         seen.epochs.append(list(batches(*arguments, **named)))
         return iter(seen.epochs[-1])
 
-    def watch_augment(*arguments: Any, **named: Any) -> Tensor:
+    def watch_augment(*arguments, **named):
         seen.images.append(augment(*arguments, **named))
         return seen.images[-1]
 
@@ -108,7 +103,7 @@ def watched(run: Case, build: Any = models.build, **options: Any) -> tuple[Recor
     return record, seen
 
 
-def smooth(name: str, *, width: int, in_channels: int, classes: int) -> nn.Module:
+def smooth(name, *, width, in_channels, classes):
     """A small network without kinks, in place of the real ones.
 
     On those, float32 and float64 part by per cents within a few steps: BatchNorm after channels
@@ -137,7 +132,7 @@ ROWS = {
 }
 
 
-def test_rows_of_one_seed_see_the_same_noise_weights_and_batches(tmp_path: Path) -> None:
+def test_rows_of_one_seed_see_the_same_noise_weights_and_batches(tmp_path):
     sections = {
         "data": {"name": "digits", "label_noise": 0.4, "augmentation": "crop", "validation": 0.8},
         "optimizers": ROWS,
@@ -158,7 +153,7 @@ def test_rows_of_one_seed_see_the_same_noise_weights_and_batches(tmp_path: Path)
 
 
 @pytest.mark.parametrize("base", [SGD, ADAM, {**ADAM, "base": "adamw"}])
-def test_sam_with_next_to_no_radius_is_its_base(tmp_path: Path, base: dict[str, Any]) -> None:
+def test_sam_with_next_to_no_radius_is_its_base(tmp_path, base):
     rows = {"base": base, "base+sam": {**base, "rho": 1e-12}}
     plain, sam = (watched(case(tmp_path, row, optimizers=rows), smooth)[0] for row in rows)
     for one, two in zip(plain.history, sam.history, strict=True):
@@ -171,7 +166,7 @@ def test_sam_with_next_to_no_radius_is_its_base(tmp_path: Path, base: dict[str, 
 # --- against a plain loop
 
 
-def in_a_plain_loop(run: Case, seen: Chance) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
+def in_a_plain_loop(run, seen):
     """The case once more, in as few lines as it takes: its epochs and final weights.
 
     Of flatbench it uses the images; the optimizer, the schedule, the ascent and
@@ -184,7 +179,7 @@ def in_a_plain_loop(run: Case, seen: Chance) -> tuple[list[dict[str, float]], di
     mean, std = pixels.mean((0, 1, 2)), pixels.std((0, 1, 2), correction=0)
     evaluated = parts.test if run.protocol.data.evaluation == "test" else parts.validation
 
-    def tensor(images: Tensor) -> Tensor:
+    def tensor(images):
         return ((images.double() - mean) / std).float().permute(0, 3, 1, 2).contiguous()
 
     model = smooth("", width=run.protocol.model.width, in_channels=1, classes=10)
@@ -196,12 +191,12 @@ def in_a_plain_loop(run: Case, seen: Chance) -> tuple[list[dict[str, float]], di
     optimizer = bases[row.optimizer](ws, foreach=False, **options)
     steps = run.epochs * len(seen.epochs[0])
     if training.schedule == "cosine":
-        schedule: Any = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     else:
         drops = [round(m * steps) for m in training.milestones]
         schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, drops, training.decay)
 
-    def norm(adaptive: bool, eta: float) -> tuple[float, list[Tensor]]:
+    def norm(adaptive, eta):
         ts = [w.detach().abs() + eta if adaptive else torch.ones_like(w) for w in ws]
         return math.sqrt(sum(float((t * w.grad).square().sum()) for t, w in zip(ts, ws))), ts  # noqa: B905
 
@@ -212,7 +207,7 @@ def in_a_plain_loop(run: Case, seen: Chance) -> tuple[list[dict[str, float]], di
         for batch in batches:
             x, y = tensor(next(images)), seen.labels[batch]
 
-            def closure() -> float:
+            def closure():
                 nonlocal losses, hits
                 optimizer.zero_grad()
                 logits = model(x)  # noqa: B023 - called in this very round
@@ -256,7 +251,7 @@ COSINE = {"epochs": 2, "batch_size": 64}
 STEP = {"epochs": 2, "batch_size": 64, "schedule": "step", "milestones": [0.5], "decay": 0.1}
 PLAIN = {"name": "digits", "label_noise": 0.4, "train_examples": 200}
 
-CASES: dict[str, dict[str, Any]] = {
+CASES = {
     "sgd": {"optimizers": one_row(**SGD), "data": PLAIN | {"augmentation": "crop-flip"}},
     "sgd with nesterov": {
         "optimizers": one_row(**SGD, nesterov=True, label_smoothing=0.1),
@@ -301,7 +296,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_run_is_what_a_plain_loop_does(tmp_path: Path, name: str) -> None:
+def test_a_run_is_what_a_plain_loop_does(tmp_path, name):
     run = case(tmp_path, **CASES[name])
     record, seen = watched(run, smooth, weights=tmp_path / "weights.safetensors")
     expected, weights = in_a_plain_loop(run, seen)
@@ -323,14 +318,12 @@ def test_a_run_is_what_a_plain_loop_does(tmp_path: Path, name: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def tiny_records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Record]:
+def tiny_records(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
     return {row: trainer.train(case(folder, row)) for row in ("sgd", "sgd+sam")}
 
 
-def test_the_last_epoch_is_the_result_and_the_best_is_named_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_last_epoch_is_the_result_and_the_best_is_named_so(tmp_path, monkeypatch):
     evaluated = iter([(2.0, 50.0), (1.0, 70.0), (1.5, 60.0)])
     monkeypatch.setattr(trainer, "evaluate", lambda *arguments: next(evaluated))
     record = trainer.train(case(tmp_path, "sgd", training={"epochs": 3, "batch_size": 64}))
@@ -341,7 +334,7 @@ def test_the_last_epoch_is_the_result_and_the_best_is_named_so(
     assert record.best_test_accuracy == 70.0
 
 
-def test_who_what_and_how_much(tiny_records: dict[str, Record]) -> None:
+def test_who_what_and_how_much(tiny_records):
     base, sam = tiny_records["sgd"], tiny_records["sgd+sam"]
     assert (sam.id, sam.base, sam.base_row) == ("tiny/resnet18/sgd+sam/seed0", "sgd", "sgd")
     assert (base.id, base.base, base.base_row) == ("tiny/resnet18/sgd/seed0", "sgd", None)
@@ -361,9 +354,7 @@ def test_who_what_and_how_much(tiny_records: dict[str, Record]) -> None:
         assert record.provenance["resumed_after"] == []
 
 
-def test_hashes_in_the_record_are_those_of_the_protocol(
-    tmp_path: Path, tiny_records: dict[str, Record]
-) -> None:
+def test_hashes_in_the_record_are_those_of_the_protocol(tmp_path, tiny_records):
     run = case(tmp_path, "sgd+sam")
     said = tiny_records["sgd+sam"].provenance
     assert said["common_hash"] == run.protocol.common_hash()
@@ -371,19 +362,19 @@ def test_hashes_in_the_record_are_those_of_the_protocol(
     assert said["key"] != tiny_records["sgd"].provenance["key"]
 
 
-def test_the_json_of_a_record_reads_back(tmp_path: Path, tiny_records: dict[str, Record]) -> None:
+def test_the_json_of_a_record_reads_back(tmp_path, tiny_records):
     for record in tiny_records.values():
         write_json(tmp_path / "record.json", record.to_json())
         assert from_json(json.loads((tmp_path / "record.json").read_text()), "file") == record
 
 
-def test_each_epoch_is_told_as_it_ends(tmp_path: Path) -> None:
-    told: list[tuple[int, Epoch]] = []
+def test_each_epoch_is_told_as_it_ends(tmp_path):
+    told = []
     record = trainer.train(case(tmp_path, "sgd"), on_epoch=lambda *news: told.append(news))
     assert told == list(enumerate(record.history, start=1))
 
 
-def test_accuracy_in_training_is_of_the_noisy_labels(tmp_path: Path) -> None:
+def test_accuracy_in_training_is_of_the_noisy_labels(tmp_path):
     """A network that has learned everything by heart fits them, and fails where they are wrong."""
     run = case(
         tmp_path,
@@ -399,7 +390,7 @@ def test_accuracy_in_training_is_of_the_noisy_labels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("part", ["test", "validation"])
-def test_the_part_that_is_evaluated_is_that_of_the_protocol(tmp_path: Path, part: str) -> None:
+def test_the_part_that_is_evaluated_is_that_of_the_protocol(tmp_path, part):
     run = case(tmp_path, "sgd", data=PLAIN | {"validation": 0.25, "evaluation": part})
     record = trainer.train(run, weights=tmp_path / "weights")
     model = models.build("resnet18", width=4, in_channels=1)
@@ -415,7 +406,7 @@ def test_the_part_that_is_evaluated_is_that_of_the_protocol(tmp_path: Path, part
     )
 
 
-def test_evaluation_is_over_whole_parts_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluation_is_over_whole_parts_of_any_size(monkeypatch):
     """In pieces with a smaller last one, as in one."""
     torch.manual_seed(0)
     dataset = data.load(Data("digits"))
@@ -435,7 +426,7 @@ def test_evaluation_is_over_whole_parts_of_any_size(monkeypatch: pytest.MonkeyPa
 # --- a row's own settings
 
 
-def same_but_for_the_name(row: Record, other: Record) -> None:
+def same_but_for_the_name(row, other):
     keys = ("history", "sharpness", "status", "gradient_evaluations")
     one, two = row.without_timings(), other.without_timings()
     assert {key: one[key] for key in keys} == {key: two[key] for key in keys}
@@ -444,7 +435,7 @@ def same_but_for_the_name(row: Record, other: Record) -> None:
 @pytest.mark.parametrize(
     ("key", "value"), [("epochs", 3), ("label_smoothing", 0.2), ("warmup_epochs", 1)]
 )
-def test_a_setting_of_a_row_is_as_one_of_the_protocol(tmp_path: Path, key: str, value: Any) -> None:
+def test_a_setting_of_a_row_is_as_one_of_the_protocol(tmp_path, key, value):
     training = {"epochs": 2, "batch_size": 64, "label_smoothing": 0.1, "warmup_epochs": 2}
     own = trainer.train(
         case(tmp_path, optimizers=one_row(**SGD, **{key: value}), training=training)
@@ -456,14 +447,14 @@ def test_a_setting_of_a_row_is_as_one_of_the_protocol(tmp_path: Path, key: str, 
 
 
 @pytest.mark.parametrize("key", ["label_smoothing", "warmup_epochs"])
-def test_a_row_may_set_to_nothing_what_the_protocol_has(tmp_path: Path, key: str) -> None:
+def test_a_row_may_set_to_nothing_what_the_protocol_has(tmp_path, key):
     training = {"epochs": 2, "batch_size": 64, "label_smoothing": 0.1, "warmup_epochs": 2}
     own = trainer.train(case(tmp_path, optimizers=one_row(**SGD, **{key: 0}), training=training))
     shared = case(tmp_path, optimizers=one_row(**SGD), training=training | {key: 0})
     same_but_for_the_name(own, trainer.train(shared))
 
 
-def test_the_learning_rate_of_an_architecture_is_used(tmp_path: Path) -> None:
+def test_the_learning_rate_of_an_architecture_is_used(tmp_path):
     rows = one_row(**SGD, architectures={"resnet18": {"lr": 0.01}})
     record = trainer.train(case(tmp_path, optimizers=rows))
     same_but_for_the_name(
@@ -486,9 +477,7 @@ def test_the_learning_rate_of_an_architecture_is_used(tmp_path: Path) -> None:
         ({**ADAM, "rho": 0.05}, SAM, {"rho": 0.05, "adaptive": False, "betas": (0.9, 0.999)}),
     ],
 )
-def test_the_optimizer_of_a_row(
-    tmp_path: Path, row: dict[str, Any], kind: type, options: dict[str, Any]
-) -> None:
+def test_the_optimizer_of_a_row(tmp_path, row, kind, options):
     model = nn.Linear(2, 2)
     optimizer = setup.build_optimizer(case(tmp_path, optimizers=one_row(**row)).row, model)
     assert type(optimizer) is kind
@@ -502,11 +491,11 @@ def test_the_optimizer_of_a_row(
 EPOCHS, STEPS = 10, 7
 
 
-def by_step(run: Case) -> list[float]:
+def by_step(run):
     return [step.learning_rate(run, i / STEPS) for i in range(EPOCHS * STEPS)]
 
 
-def of_torch(make: Any) -> list[float]:
+def of_torch(make):
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.05)
     scheduler = make(optimizer)
     rates = []
@@ -517,19 +506,19 @@ def of_torch(make: Any) -> list[float]:
     return rates
 
 
-def scheduled(folder: Path, **training: Any) -> Case:
+def scheduled(folder, **training):
     training = {"epochs": EPOCHS, "batch_size": 64, **training}
     return case(folder, optimizers=one_row(**SGD), training=training)
 
 
-def test_cosine(tmp_path: Path) -> None:
+def test_cosine(tmp_path):
     expected = of_torch(lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, EPOCHS * STEPS))
     run = scheduled(tmp_path)
     assert by_step(run) == pytest.approx(expected, rel=1e-9, abs=1e-15)
     assert step.learning_rate(run, EPOCHS) == pytest.approx(0, abs=1e-15)
 
 
-def test_steps(tmp_path: Path) -> None:
+def test_steps(tmp_path):
     run = scheduled(tmp_path, schedule="step", milestones=[0.3, 0.6, 0.8], decay=0.2)
     drops = [3 * STEPS, 6 * STEPS, 8 * STEPS]
     expected = of_torch(lambda o: torch.optim.lr_scheduler.MultiStepLR(o, drops, 0.2))
@@ -537,7 +526,7 @@ def test_steps(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("epochs", [5, 10, 15, 30, 100, 200, 400])
-def test_steps_come_at_the_start_of_their_epoch(tmp_path: Path, epochs: int) -> None:
+def test_steps_come_at_the_start_of_their_epoch(tmp_path, epochs):
     """Whatever a milestone's share is in floating point."""
     milestones = [0.2, 0.4, 0.6, 0.8]
     run = scheduled(tmp_path, schedule="step", milestones=milestones, decay=0.5, epochs=epochs)
@@ -546,7 +535,7 @@ def test_steps_come_at_the_start_of_their_epoch(tmp_path: Path, epochs: int) -> 
     assert rates == [0.05 * 0.5**k for k in range(5) for _ in range(fifth)]
 
 
-def test_warm_up(tmp_path: Path) -> None:
+def test_warm_up(tmp_path):
     run = scheduled(tmp_path, schedule="constant", warmup_epochs=3)
     tiny_start = 1e-12  # torch's factor may not start at 0
     expected = of_torch(
@@ -556,13 +545,13 @@ def test_warm_up(tmp_path: Path) -> None:
     assert step.learning_rate(run, 0) == 0
 
 
-def test_warm_up_joins_the_value_of_the_schedule(tmp_path: Path) -> None:
+def test_warm_up_joins_the_value_of_the_schedule(tmp_path):
     with_warm_up, without = scheduled(tmp_path, warmup_epochs=4), scheduled(tmp_path)
     for i, (one, two) in enumerate(zip(by_step(with_warm_up), by_step(without), strict=True)):
         assert one == pytest.approx(two * min(1, i / (4 * STEPS)), rel=1e-12)
 
 
-def test_constant(tmp_path: Path) -> None:
+def test_constant(tmp_path):
     assert set(by_step(scheduled(tmp_path, schedule="constant"))) == {0.05}
 
 
@@ -588,9 +577,7 @@ BURSTING = {"base": "sgd", "lr": 1e4, "weight_decay": 0.5}
     ids=lambda row: "-".join(map(str, row.values())),
 )
 @pytest.mark.parametrize("architecture", models.ARCHITECTURES)
-def test_a_run_that_diverges_is_recorded_so(
-    tmp_path: Path, row: dict[str, Any], architecture: str
-) -> None:
+def test_a_run_that_diverges_is_recorded_so(tmp_path, row, architecture):
     run = case(
         tmp_path,
         optimizers={"row": row},
@@ -598,7 +585,7 @@ def test_a_run_that_diverges_is_recorded_so(
         model={"width": 4, "architectures": [architecture]},
         sharpness={"at_end": ["ascent_sharpness"]},
     )
-    told: list[int] = []
+    told = []
     weights = tmp_path / "weights"
     record = trainer.train(run, on_epoch=lambda n, _: told.append(n), weights=weights)
     assert record.status == "diverged"
@@ -615,7 +602,7 @@ def test_a_run_that_diverges_is_recorded_so(
     assert from_json(json.loads((tmp_path / "record.json").read_text()), "file") == record
 
 
-def test_divergence_in_a_later_epoch_keeps_those_before(tmp_path: Path) -> None:
+def test_divergence_in_a_later_epoch_keeps_those_before(tmp_path):
     training = {"epochs": 30, "batch_size": 64, "schedule": "constant"}
     run = case(tmp_path, optimizers={"row": {**BURSTING, "lr": 1e3}}, training=training)
     record = watched(run, smooth)[0]
@@ -625,13 +612,11 @@ def test_divergence_in_a_later_epoch_keeps_those_before(tmp_path: Path) -> None:
     assert record.seconds == sum(epoch.seconds for epoch in record.history)
 
 
-def test_a_test_loss_that_is_not_finite_is_divergence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_test_loss_that_is_not_finite_is_divergence(tmp_path, monkeypatch):
     evaluate = step.evaluate
     calls = iter([False, True])
 
-    def overflow(*arguments: Any) -> tuple[float, float]:
+    def overflow(*arguments):
         loss, accuracy = evaluate(*arguments)
         return (math.inf if next(calls) else loss), accuracy
 
@@ -641,13 +626,11 @@ def test_a_test_loss_that_is_not_finite_is_divergence(
     assert len(record.history) == 1
 
 
-def test_a_step_that_sam_skipped_is_divergence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_step_that_sam_skipped_is_divergence(tmp_path, monkeypatch):
     """Skipped for its second gradient, which neither the loss nor the first one's norm shows."""
     real, steps = SAM.second_step, iter(range(100))
 
-    def second_step(self: SAM, zero_grad: bool = False) -> None:
+    def second_step(self, zero_grad=False):
         if next(steps) == 5:  # the second of epoch 2
             self.found_inf.fill_(1.0)
         real(self, zero_grad)
@@ -658,12 +641,10 @@ def test_a_step_that_sam_skipped_is_divergence(
     assert len(record.history) == 1
 
 
-def test_a_second_gradient_that_is_not_finite_is_divergence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_second_gradient_that_is_not_finite_is_divergence(tmp_path, monkeypatch):
     prepare, passes = setup.prepare, iter(range(1000))
 
-    def prepare_with_hook(*arguments: Any, **options: Any) -> Run:
+    def prepare_with_hook(*arguments, **options):
         run = prepare(*arguments, **options)
         last = list(run.model.parameters())[-1]
         # the ninth and tenth backward passes are the first step's of epoch 2
@@ -676,12 +657,10 @@ def test_a_second_gradient_that_is_not_finite_is_divergence(
     assert len(record.history) == 1
 
 
-def test_steps_skipped_before_an_epoch_are_not_its_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_steps_skipped_before_an_epoch_are_not_its_own(tmp_path, monkeypatch):
     prepare = setup.prepare
 
-    def prepare_after_skips(*arguments: Any, **options: Any) -> Run:
+    def prepare_after_skips(*arguments, **options):
         run = prepare(*arguments, **options)
         assert isinstance(run.optimizer, SAM)
         run.optimizer.skipped_steps.fill_(3)
@@ -698,22 +677,20 @@ class Reached(Exception):
     pass
 
 
-def test_the_device_is_bound_before_anything_else_is_asked_of_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_device_is_bound_before_anything_else_is_asked_of_it(tmp_path, monkeypatch):
     """CUDA is not initialised before; an explicit device number is then an invalid one."""
-    bound: list[str] = []
+    bound = []
 
-    def reset_peak_memory_stats(where: torch.device) -> None:
+    def reset_peak_memory_stats(where):
         if bound != ["cuda:1"]:
             raise RuntimeError("Invalid device argument")
         assert str(where) == "cuda:1"
 
-    def load(settings: Data, where: torch.device, root: Path | None) -> str:
+    def load(settings, where, root):
         assert bound == [str(where)]
         return "a data set"
 
-    def prepare(*arguments: Any, **options: Any) -> None:
+    def prepare(*arguments, **options):
         raise Reached
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -725,27 +702,25 @@ def test_the_device_is_bound_before_anything_else_is_asked_of_it(
     monkeypatch.setattr(trainer, "prepare", prepare)
     with pytest.raises(Reached):
         trainer.train(case(tmp_path, "sgd"), device_name="cuda:1")
-    backends: Any = torch.backends
+    backends = torch.backends
     assert backends.cudnn.conv.fp32_precision == "ieee"
     assert backends.cuda.matmul.fp32_precision == "ieee"
 
 
-def graphed_on_the_cpu(
-    monkeypatch: pytest.MonkeyPatch, seconds: float = 0.0
-) -> list[weakref.ref[Any]]:
+def graphed_on_the_cpu(monkeypatch, seconds=0.0):
     """Make runs capture their steps by a stand-in; return what refers to the runs' parts."""
     prepare, parts = setup.prepare, []
 
-    def capture(step: Any, batch: Tensor, generators: Any, stream: Any) -> Any:
+    def capture(step, batch, generators, stream):
         time.sleep(seconds)
 
-        def replay() -> Tensor:
+        def replay():
             return step(batch)
 
         parts.append(weakref.ref(replay))
         return replay
 
-    def prepare_graphed(*arguments: Any, **options: Any) -> Run:
+    def prepare_graphed(*arguments, **options):
         prepared = prepare(*arguments, **options)
         prepared.step = setup.graphed_step(prepared, capture)
         parts.extend([weakref.ref(prepared), weakref.ref(prepared.model)])
@@ -758,10 +733,8 @@ def graphed_on_the_cpu(
 
 @pytest.mark.parametrize("row", ["sgd", "sgd+sam"])
 @pytest.mark.parametrize("raises", [False, True])
-def test_nothing_of_a_run_is_left_without_the_garbage_collector(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: str, raises: bool
-) -> None:
-    def on_epoch(number: int, _: Epoch) -> None:
+def test_nothing_of_a_run_is_left_without_the_garbage_collector(tmp_path, monkeypatch, row, raises):
+    def on_epoch(number, _):
         if raises and number == 2:
             raise Reached
 
@@ -779,18 +752,16 @@ def test_nothing_of_a_run_is_left_without_the_garbage_collector(
     assert alive == []
 
 
-def test_sam_is_told_once_that_its_step_was_captured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sam_is_told_once_that_its_step_was_captured(tmp_path, monkeypatch):
     """Between the capture and its first replay."""
-    told: list[str] = []
+    told = []
     real, sync = SAM.first_step, SAM.sync_hyperparameters
 
-    def first_step(self: SAM, zero_grad: bool = False) -> None:
+    def first_step(self, zero_grad=False):
         told.append("step")
         real(self, zero_grad)
 
-    def watch_sync(self: SAM) -> None:
+    def watch_sync(self):
         told.append("sync")
         sync(self)
 
@@ -803,9 +774,7 @@ def test_sam_is_told_once_that_its_step_was_captured(
 
 
 @pytest.mark.parametrize("row", ["sgd", "sgd+sam"])
-def test_a_warm_up_changes_no_bit_of_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: str
-) -> None:
+def test_a_warm_up_changes_no_bit_of_the_run(tmp_path, monkeypatch, row):
     run = case(tmp_path, row, data={"name": "digits", "augmentation": "crop-flip"})
     cold = trainer.train(run)
     monkeypatch.setattr(trainer, "_builds_kernels", lambda *_: True)
@@ -815,17 +784,15 @@ def test_a_warm_up_changes_no_bit_of_the_run(
     assert warm.provenance["warm_up_seconds"] > 0
 
 
-def test_peak_memory_is_reset_between_the_warm_up_and_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told: list[str] = []
+def test_peak_memory_is_reset_between_the_warm_up_and_the_run(tmp_path, monkeypatch):
+    told = []
     prepare, reset = setup.prepare, trainer.meter.reset_peak_memory
 
-    def watch_prepare(*arguments: Any, **options: Any) -> Run:
+    def watch_prepare(*arguments, **options):
         told.append("prepare")
         return prepare(*arguments, **options)
 
-    def watch_reset(where: torch.device) -> None:
+    def watch_reset(where):
         told.append("reset")
         reset(where)
 
@@ -836,12 +803,12 @@ def test_peak_memory_is_reset_between_the_warm_up_and_the_run(
     assert told == ["prepare", "reset", "prepare"]
 
 
-def test_a_new_measurement_of_memory_begins_without_earlier_runs() -> None:
+def test_a_new_measurement_of_memory_begins_without_earlier_runs():
     class Optimizer:
-        def __init__(self) -> None:
+        def __init__(self):
             self.hook = self.step
 
-        def step(self) -> None: ...
+        def step(self): ...
 
     gc.disable()
     try:
@@ -856,18 +823,16 @@ def test_a_new_measurement_of_memory_begins_without_earlier_runs() -> None:
 COMPILATION = 0.3
 
 
-def test_epochs_are_timed_without_compilation_and_capture(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_epochs_are_timed_without_compilation_and_capture(tmp_path, monkeypatch):
     """A network that is slow at the first batch of a size, as kernels are that must be chosen."""
     build, compiled = setup.build_model, set()
 
-    def compile_slowly(model: nn.Module, inputs: tuple[Tensor]) -> None:
+    def compile_slowly(model, inputs):
         if model.training and len(inputs[0]) not in compiled:
             compiled.add(len(inputs[0]))
             time.sleep(COMPILATION)
 
-    def slow_model(*arguments: Any) -> nn.Module:
+    def slow_model(*arguments):
         model = build(*arguments)
         model.register_forward_pre_hook(compile_slowly)
         return model
@@ -885,7 +850,7 @@ def test_epochs_are_timed_without_compilation_and_capture(
 # --- precision, and what is not there
 
 
-def test_bf16_is_near_fp32_and_said(tmp_path: Path) -> None:
+def test_bf16_is_near_fp32_and_said(tmp_path):
     training = {"epochs": 2, "batch_size": 64}
     full, half = (
         watched(case(tmp_path, "sgd+sam", training=training | {"precision": name}), smooth)[0]
@@ -899,9 +864,7 @@ def test_bf16_is_near_fp32_and_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("fast", "precision"), [(True, "bf16"), (False, "fp32")])
-def test_auto_is_bf16_where_the_device_is_fast_at_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast: bool, precision: str
-) -> None:
+def test_auto_is_bf16_where_the_device_is_fast_at_it(tmp_path, monkeypatch, fast, precision):
     monkeypatch.setattr(devices, "has_fast_bf16", lambda where: fast)
     training = {"epochs": 1, "batch_size": 64}
     auto, named = (
@@ -912,11 +875,11 @@ def test_auto_is_bf16_where_the_device_is_fast_at_it(
     same_but_for_the_name(auto, named)
 
 
-def test_a_data_set_that_is_not_there(tmp_path: Path) -> None:
+def test_a_data_set_that_is_not_there(tmp_path):
     with pytest.raises(UsageError, match="data set cifar10: not found"):
         trainer.train(case(tmp_path, "sgd", data={"name": "cifar10"}), data_dir=tmp_path)
 
 
-def test_a_device_that_is_not_there(tmp_path: Path) -> None:
+def test_a_device_that_is_not_there(tmp_path):
     with pytest.raises(UsageError, match="--device must be cpu, cuda, cuda:N or auto, got 'tpu'"):
         trainer.train(case(tmp_path, "sgd"), device_name="tpu")

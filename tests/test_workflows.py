@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -21,16 +20,16 @@ GPU = ROOT / ".github" / "workflows" / "benchmark-gpu.yml"
 ONE_STEP = "resnet18 and sgd and sam and eager and not asam"
 
 
-def read(path: Path) -> dict[Any, Any]:
+def read(path):
     return yaml.safe_load(path.read_text())
 
 
-def steps(path: Path) -> list[dict[str, Any]]:
+def steps(path):
     return [step for job in read(path)["jobs"].values() for step in job["steps"]]
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
-def test_workflows_may_read_and_no_more_and_pin_what_they_use(path: Path) -> None:
+def test_workflows_may_read_and_no_more_and_pin_what_they_use(path):
     workflow = read(path)
     assert workflow["permissions"] == {"contents": "read"}
     assert "secrets." not in path.read_text()
@@ -46,7 +45,7 @@ def test_workflows_may_read_and_no_more_and_pin_what_they_use(path: Path) -> Non
         assert "${{" not in step.get("run", "")
 
 
-def test_the_gpu_workflow_cannot_be_started_by_a_pull_request() -> None:
+def test_the_gpu_workflow_cannot_be_started_by_a_pull_request():
     triggers = read(GPU)[True]  # YAML 1.1 reads the key "on" as true
     assert set(triggers) == {"schedule", "workflow_dispatch"}
     assert set(triggers["workflow_dispatch"]["inputs"]) == {"labels", "protocol", "renew"}
@@ -55,7 +54,7 @@ def test_the_gpu_workflow_cannot_be_started_by_a_pull_request() -> None:
 class Runner:
     """Runs the GPU workflow's steps by name in a copy of the tree, on the CPU."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder):
         self.tree = folder / "tree"
         skip = ("__pycache__", ".git", ".tox*", ".*cache", "*.egg-info", "results", "build")
         shutil.copytree(ROOT, self.tree, ignore=shutil.ignore_patterns(*skip))
@@ -76,7 +75,7 @@ class Runner:
         }
         self.scripts = {step["name"]: step["run"] for step in steps(GPU) if "run" in step}
 
-    def __call__(self, name: str, options: str = "") -> subprocess.CompletedProcess[str]:
+    def __call__(self, name, options=""):
         return subprocess.run(
             ["bash", "-e", "-c", self.scripts[name]],
             cwd=self.tree,
@@ -87,18 +86,18 @@ class Runner:
             timeout=600,
         )
 
-    def edit_baseline(self, **fields: Any) -> None:
+    def edit_baseline(self, **fields):
         for i, path in enumerate(sorted(self.tree.glob("baseline/tiny/records/*.json"))):
             changed = {k: v(i) if callable(v) else v for k, v in fields.items()}
             path.write_text(json.dumps(json.loads(path.read_text()) | changed))
 
 
 @pytest.fixture(scope="module")
-def runner(tmp_path_factory: pytest.TempPathFactory) -> Runner:
+def runner(tmp_path_factory):
     return Runner(tmp_path_factory.mktemp("workflow"))
 
 
-def test_all_steps_in_turn(runner: Runner) -> None:
+def test_all_steps_in_turn(runner):
     """All but the installation, which is what the environment of this test came from."""
     assert list(runner.scripts) == [
         "Machine",
@@ -155,7 +154,7 @@ def test_all_steps_in_turn(runner: Runner) -> None:
 class Machine:
     """A machine's programs, as scripts on a PATH of its own, for steps to be run with."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder):
         self.folder, self.programs = folder, folder / "programs"
         self.programs.mkdir()
         self.environment = read(GPU)["env"] | {
@@ -168,11 +167,11 @@ class Machine:
         self.has("ldconfig", "echo '  libcuda.so.1 (libc6,x86-64) => /lib/libcuda.so.1'")
         self.has("nvidia-smi", "echo 580.65.06; echo 580.65.06")
 
-    def has(self, name: str, script: str) -> None:
+    def has(self, name, script):
         (self.programs / name).write_text(f"#!/bin/bash\n{script}\n")
         (self.programs / name).chmod(0o755)
 
-    def __call__(self, name: str) -> subprocess.CompletedProcess[str]:
+    def __call__(self, name):
         (script,) = (step["run"] for step in steps(GPU) if step.get("name") == name)
         return subprocess.run(
             ["/bin/bash", "-e", "-c", script],
@@ -186,11 +185,11 @@ class Machine:
 
 
 @pytest.fixture
-def machine(tmp_path: Path) -> Machine:
+def machine(tmp_path):
     return Machine(tmp_path)
 
 
-def test_a_machine_that_has_all_is_taken(machine: Machine) -> None:
+def test_a_machine_that_has_all_is_taken(machine):
     ran = machine("Machine")
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
 
@@ -208,9 +207,7 @@ def test_a_machine_that_has_all_is_taken(machine: Machine) -> None:
         ),
     ],
 )
-def test_what_a_machine_lacks_is_one_line(
-    program: str, script: str | None, lacks: str, machine: Machine
-) -> None:
+def test_what_a_machine_lacks_is_one_line(program, script, lacks, machine):
     if script is None:
         (machine.programs / program).unlink()
     else:
@@ -220,7 +217,7 @@ def test_what_a_machine_lacks_is_one_line(
     assert ran.stdout == f"::error::this machine lacks {lacks}\n"
 
 
-def test_all_that_a_machine_lacks_is_in_that_line(machine: Machine) -> None:
+def test_all_that_a_machine_lacks_is_in_that_line(machine):
     (machine.programs / "a-compiler").unlink()
     machine.has("ldconfig", "")
     (machine.programs / "nvidia-smi").unlink()
@@ -229,7 +226,7 @@ def test_all_that_a_machine_lacks_is_in_that_line(machine: Machine) -> None:
     assert all(name in ran.stdout for name in ("C compiler", "libcuda.so.1", "driver"))
 
 
-def test_the_machine_is_looked_at_before_the_gigabytes_and_after_them() -> None:
+def test_the_machine_is_looked_at_before_the_gigabytes_and_after_them():
     names = [step.get("name") or step["uses"].partition("@")[0] for step in steps(GPU)]
     assert names.index("Machine") < names.index("actions/setup-python") < names.index("Install")
     assert names[names.index("Install") + 1] == "What this machine can do"
@@ -237,14 +234,14 @@ def test_the_machine_is_looked_at_before_the_gigabytes_and_after_them() -> None:
     assert look["run"] == 'flatbench info --device "$DEVICE"'
 
 
-def test_the_driver_is_the_oldest_that_the_cuda_of_torch_takes() -> None:
+def test_the_driver_is_the_oldest_that_the_cuda_of_torch_takes():
     oldest = {"12": 525, "13": 580}  # NVIDIA's table, which the workflow names
     if torch.version.cuda is None:
         pytest.skip("this torch is built without CUDA")
     assert int(read(GPU)["env"]["DRIVER"]) == oldest[torch.version.cuda.partition(".")[0]]
 
 
-def test_the_packages_go_into_an_environment_of_the_run(machine: Machine) -> None:
+def test_the_packages_go_into_an_environment_of_the_run(machine):
     log = machine.folder / "log"
     own = f'echo "$0 $*" >> {log}'
     machine.has(
@@ -261,7 +258,7 @@ def test_the_packages_go_into_an_environment_of_the_run(machine: Machine) -> Non
     assert (machine.folder / "path").read_text() == f"{made / 'bin'}\n"
 
 
-def test_the_cache_holds_the_baseline_and_the_data_alone() -> None:
+def test_the_cache_holds_the_baseline_and_the_data_alone():
     """The repository's cache is bounded: gigabytes of wheels would push the baseline out."""
     kept = [step["with"] for step in steps(GPU) if "actions/cache" in step.get("uses", "")]
     assert {with_["path"] for with_ in kept} == {"data", "baseline"}
@@ -270,7 +267,7 @@ def test_the_cache_holds_the_baseline_and_the_data_alone() -> None:
             assert not {"cache", "cache-dependency-path"} & set(step["with"])
 
 
-def test_the_gate_on_steps_is_of_replayed_graphs_alone(machine: Machine) -> None:
+def test_the_gate_on_steps_is_of_replayed_graphs_alone(machine):
     log = machine.folder / "log"
     machine.has("python", f'printf "%s\\n" "$@" > {log}')
     assert machine("Time of a step").returncode == 0

@@ -1,19 +1,16 @@
 """A protocol that trains in a second, as a table for tests to change and write as TOML."""
 
 import json
-from pathlib import Path
-from typing import Any
 
-from flatbench.protocols.protocol import Protocol
 from flatbench.protocols.reading import load
 
 SGD = {"base": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4}
 ADAM = {"base": "adam", "lr": 0.002, "weight_decay": 5e-4}
 
 
-def table(**changes: Any) -> dict[str, Any]:
+def table(**changes):
     """The protocol's table; a change is of a whole section, or None to leave it out."""
-    whole: dict[str, Any] = {
+    whole = {
         "seeds": [0],
         "data": {"name": "digits", "label_noise": 0.4, "train_examples": 200},
         "training": {"epochs": 2, "batch_size": 64},
@@ -23,11 +20,11 @@ def table(**changes: Any) -> dict[str, Any]:
     return {key: value for key, value in (whole | changes).items() if value is not None}
 
 
-def toml(whole: dict[str, Any]) -> str:
+def toml(whole):
     return "".join(f"{_string(key)} = {_inline(value)}\n" for key, value in whole.items())
 
 
-def _inline(value: Any) -> str:
+def _inline(value):
     if isinstance(value, dict):
         return "{" + ", ".join(f"{_string(k)} = {_inline(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list | tuple):
@@ -37,16 +34,16 @@ def _inline(value: Any) -> str:
     return _string(value) if isinstance(value, str) else repr(value)
 
 
-def _string(text: str) -> str:
+def _string(text):
     # JSON's strings are TOML's, but for DEL
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def write(folder: Path, whole: dict[str, Any] | None = None, name: str = "tiny") -> Path:
+def write(folder, whole=None, name="tiny"):
     path = folder / f"{name}.toml"
     path.write_text(toml(table() if whole is None else whole), encoding="utf-8")
     return path
 
 
-def protocol(folder: Path, whole: dict[str, Any] | None = None, name: str = "tiny") -> Protocol:
+def protocol(folder, whole=None, name="tiny"):
     return load(str(write(folder, whole, name)))

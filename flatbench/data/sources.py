@@ -7,12 +7,14 @@ and standard deviation of the training part.
 from __future__ import annotations
 
 import gzip
+import hashlib
 import math
 import os
 import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,6 +63,7 @@ class DataSet:
     classes: int
     mean: Tensor  # [C], of the training part's pixels, in uint8's units
     std: Tensor  # [C]
+    digest: str  # 12 hex digits over images and labels, as they were read
 
     @property
     def channels(self) -> int:
@@ -91,6 +94,7 @@ def load(
     else:
         train, test = _cifar(settings.name, root)
     classes = int(train[1].max()) + 1
+    digest = _digest(*train, *test)
     held_out = train[0][:0], train[1][:0]
     if settings.validation > 0:
         wish = f"data.validation = {settings.validation}"
@@ -110,7 +114,16 @@ def load(
         classes=classes,
         mean=torch.from_numpy(pixels.mean(axis=0)).float().to(device),
         std=torch.from_numpy(pixels.std(axis=0)).float().to(device),
+        digest=digest,
     )
+
+
+def _digest(*arrays: NDArray[Any]) -> str:
+    content = hashlib.sha256()
+    for array in arrays:
+        content.update(f"{array.dtype} {array.shape}".encode())
+        content.update(np.ascontiguousarray(array).data)
+    return content.hexdigest()[:12]
 
 
 def _split(

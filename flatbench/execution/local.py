@@ -90,11 +90,14 @@ def start(
     import torch
 
     from flatbench import data
-    from flatbench.records import provenance
+    from flatbench.training import identity
 
     devices = places(device)
-    for settings in dict.fromkeys(case.protocol.data for case in cases):
-        data.load(settings, data_dir=data_dir)  # rather one error now than one in every case
+    # Rather one error now than one in every case. The cases of a grid share their protocol.
+    loaded = {
+        id(protocol): data.load(protocol.data, data_dir=data_dir)
+        for protocol in {id(case.protocol): case.protocol for case in cases}.values()
+    }
     if workers is None:
         workers = cores() if devices == ["cpu"] else len(devices)
     if workers < 1:
@@ -104,7 +107,7 @@ def start(
     run = Run({case.id: Future() for case in cases}, progress)
     waiting: queue.SimpleQueue[Case] = queue.SimpleQueue()
     for case in cases:
-        key = provenance.key(case.cell_hash(), case.seed, torch.device(devices[0]))
+        key = identity.key(case, loaded[id(case.protocol)], torch.device(devices[0]))
         record = store.finished(case, key) if store else None
         if record is None:
             waiting.put(case)

@@ -1,4 +1,4 @@
-"""The gate: thresholds derived from many seeds, what fails against them, and comparisons."""
+"""The gate: thresholds derived from many seeds, checks against them, and comparisons."""
 
 from flatbench.gate.check import check_case, check_pairs, judge, unbounded
 from flatbench.gate.derive import LEVEL, MEASURES, derive, from_reference

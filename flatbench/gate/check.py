@@ -1,4 +1,4 @@
-"""Cases and pairs held to thresholds: one outcome, with one line, a check."""
+"""Checks of cases and pairs against thresholds; each check is one outcome with one line."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from flatbench.text import plain
 def check_case(record: Record, thresholds: Thresholds) -> Outcome:
     """Check one record against its cell's bounds; the line says everything that fails.
 
-    A run that diverged or failed fails. A cell without a baseline asserts no more than that; see
-    `unbounded`.
+    A run that diverged or failed fails the check. A cell without bounds asserts no more than that
+    its run completes; see `unbounded`.
     """
     where = plain(record.id)
     failures = list(_case_failures(record, thresholds))
@@ -30,6 +30,7 @@ def check_case(record: Record, thresholds: Thresholds) -> Outcome:
 
 
 def _case_failures(record: Record, thresholds: Thresholds) -> Iterable[str]:
+    # Bounds of other settings say nothing about this run, so the change is its only failure.
     changed = _protocol_changed(record, thresholds) or _row_changed(record, thresholds)
     if changed:
         yield changed
@@ -60,11 +61,12 @@ def _case_failures(record: Record, thresholds: Thresholds) -> Iterable[str]:
 
 
 def check_pairs(records: Iterable[Record], thresholds: Thresholds) -> list[Outcome]:
-    """Check that each asserted pair's mean difference is positive.
+    """Check that the mean difference of each asserted pair is above 0.
 
-    A pair is asserted where the baseline predicts it positive and at least as many seeds of both
-    rows completed as the prediction is for; a run that did not complete fails on its own. Where
-    the protocol changed since the baseline, one outcome says so for all its pairs.
+    A pair is asserted where its baseline's limit is above 0 and both rows completed at least
+    ``grid_seeds`` seeds in common, the number that the limit is for. A run that did not complete
+    fails by itself, in `check_case`. Where the protocol changed since the baseline, one outcome
+    says so for all its pairs.
 
     Raises:
         UsageError: records that cannot share a table; see `flatbench.records.sections`.
@@ -80,6 +82,7 @@ def check_pairs(records: Iterable[Record], thresholds: Thresholds) -> list[Outco
             if any(_row_changed(record, thresholds) for record in both):
                 continue  # each of its cases fails for that
             found = differences(section.pairs(architecture, row, pair.base))
+            # Over fewer seeds the mean spreads more than the limit allows for.
             if pair.positive and len(found) >= thresholds.grid_seeds:
                 name = plain(f"{section.protocol}/{architecture}: {row} − {pair.base}")
                 outcomes.append(_pair_outcome(name, [*found.values()], pair, thresholds))
@@ -90,7 +93,7 @@ def _pair_outcome(
     name: str, found: Sequence[float], pair: PairThreshold, thresholds: Thresholds
 ) -> Outcome:
     mean = sum(found) / len(found)
-    passed = mean > 0
+    passed = mean > 0  # the sign alone is asserted; the limit says how sure the baseline is of it
     line = (
         f"{name}: mean paired difference in test_accuracy {mean:+.2f} over "
         f"{len(found)} seeds is {'' if passed else 'not '}above 0; baseline: "
@@ -117,7 +120,7 @@ def judge(records: Iterable[Record], thresholds: Thresholds) -> Verdict:
 
 
 def unbounded(records: Iterable[Record], thresholds: Thresholds) -> list[str]:
-    """Return, one line each, the cells or measures of these records that nothing is asserted of."""
+    """Return one line for each cell or measure of these records that has no bound."""
     lines = []
     for architecture, row in dict.fromkeys((r.architecture, r.optimizer) for r in records):
         where = plain(f"{thresholds.protocol}/{architecture}/{row}")
@@ -130,7 +133,7 @@ def unbounded(records: Iterable[Record], thresholds: Thresholds) -> list[str]:
 
 
 def _protocol_changed(record: Record, thresholds: Thresholds) -> str | None:
-    """Return why the thresholds do not speak of a record's protocol, if they do not."""
+    """Return why the thresholds do not apply to a record's protocol, or None if they do."""
     where = plain(record.id)
     if record.protocol != thresholds.protocol:
         return f"{where}: the thresholds are of protocol {plain(thresholds.protocol)}"
@@ -140,6 +143,7 @@ def _protocol_changed(record: Record, thresholds: Thresholds) -> str | None:
             f"the baseline on the {thresholds.evaluation} part"
         )
     found = record.provenance.get("common_hash")
+    # A worker that died may not have told its hash; its record fails for the status.
     if found == thresholds.common_hash or (found is None and record.status == "failed"):
         return None
     return (
@@ -149,7 +153,7 @@ def _protocol_changed(record: Record, thresholds: Thresholds) -> str | None:
 
 
 def _row_changed(record: Record, thresholds: Thresholds) -> str | None:
-    """Return why the thresholds do not speak of a record's cell, if they do not."""
+    """Return why the thresholds do not apply to a record's cell, or None if they do."""
     cell = thresholds.cells.get((record.architecture, record.optimizer))
     found = record.provenance.get("cell_hash")
     if cell is None or found == cell.cell_hash or (found is None and record.status == "failed"):

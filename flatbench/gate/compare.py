@@ -7,10 +7,10 @@ is crossed with probability alarm / k, so that by Bonferroni's inequality a grid
 regression fails with probability at most ``alarm``. docs/gate.md has that rate simulated, and the
 drop that is found 9 times out of 10.
 
-Means and limits are taken on the scale that `flatbench.gate.scales` gives the measure. Time is the
-training's over that of a fixed piece of work timed beside it, so that a slower machine is not a
-regression. Time and memory vary for reasons that seeds do not show; they must also be worse by a
-margin: see `MARGINS`.
+Means and limits are taken on the scale that `flatbench.gate.scales` gives the measure. Time is
+training time divided by that of a fixed piece of work timed beside it, so that a slower machine is
+not a regression. Time and memory vary for reasons that seeds do not show, so they must also be
+worse by a margin: see `MARGINS`.
 """
 
 from __future__ import annotations
@@ -33,13 +33,14 @@ from flatbench.text import plain
 
 ALARM = 0.05
 
-# By how much a mean must be worse besides: (on a device of the same name, on another one).
+# By what share a mean must be worse, besides crossing its limit: on a device of the same name, and
+# on another one.
 MARGINS = {"relative_time": (0.10, 1.00), "peak_memory": (0.05, 0.05)}
 
 
 @dataclass(frozen=True)
 class _Comparison:
-    """One cell's measure in the baseline and now; at least two values and one."""
+    """One measure of one cell: at least two values in the baseline, at least one now."""
 
     where: str
     measure: str
@@ -49,21 +50,22 @@ class _Comparison:
 
 
 def compare(baseline: Iterable[Record], current: Iterable[Record], alarm: float = ALARM) -> Verdict:
-    """Compare the cells that both have: accuracy, every sharpness, relative time and memory.
+    """Compare accuracy, every sharpness, relative time and memory in the cells that both have.
 
     A run that diverged or failed now is a regression unless the baseline has such a run in its
     cell.
 
     Args:
-        baseline: records, of at least two seeds a cell that is to be compared.
-        current: records of the same protocol contents; other protocols' are not allowed.
+        baseline: records of at least two seeds for each cell to be compared.
+        current: the records to check. A protocol that the baseline has too must have the same
+            content in both.
         alarm: the false-alarm rate of the whole comparison, in (0, 1).
 
     Raises:
         UsageError: nothing to compare, or protocol contents that differ between the two.
     """
     if not 0 < alarm < 1:
-        raise UsageError(f"alarm = {alarm}: allowed is a number between 0 and 1")
+        raise UsageError(f"alarm must be a number between 0 and 1, got {alarm}")
     before = {section.protocol: section for section in sections(baseline)}
     now = {section.protocol: section for section in sections(current)}
     runs: list[Outcome] = []
@@ -81,6 +83,7 @@ def compare(baseline: Iterable[Record], current: Iterable[Record], alarm: float 
     if not comparisons and not runs:
         why = f" ({notes[0]})" if notes else ""
         raise UsageError(f"baseline and current records have nothing to compare{why}")
+    # All comparisons are collected before any is judged: the level depends on their number.
     level = 1 - alarm / max(len(comparisons), 1)
     return Verdict(
         "Comparison with the baseline",
@@ -91,6 +94,7 @@ def compare(baseline: Iterable[Record], current: Iterable[Record], alarm: float 
 
 
 def _section(before: Section, now: Section) -> tuple[list[_Comparison], list[Outcome], list[str]]:
+    """Return what to compare in one protocol, its lost runs that are regressions, and notes."""
     for key in ("evaluation", "common_hash"):
         _same(now.protocol, key, getattr(before, key), getattr(now, key))
     old, new = before.cells, now.cells
@@ -107,6 +111,7 @@ def _section(before: Section, now: Section) -> tuple[list[_Comparison], list[Out
         for record in records:
             if record.status != "completed":
                 line = f"{plain(record.id)}: {record.status}: {plain(record.reason or '')}"
+                # A cell that lost runs in the baseline has not become worse by losing one now.
                 if lost_before:
                     notes.append(f"{line} (as {len(lost_before)} of the baseline's seeds)")
                 else:
@@ -126,7 +131,7 @@ def _section(before: Section, now: Section) -> tuple[list[_Comparison], list[Out
 
 
 def _hash(records: Sequence[Record]) -> object:
-    """Return the hash that a cell's records share; a failed run may not know it."""
+    """Return the hash that a cell's records share, or None; a failed run may lack it."""
     return next((h for r in records if (h := r.provenance.get("cell_hash")) is not None), None)
 
 
@@ -139,14 +144,14 @@ def _same(where: str, key: str, before: object, now: object) -> None:
 
 
 def _measured(record: Record) -> dict[str, float]:
-    """Return what a completed run measured that can become worse, by name."""
+    """Return the values of a completed run that can become worse, by name."""
     return results_of(record) | costs_of(record)
 
 
 def _comparison(
     where: str, measure: str, before: Sequence[Record], now: Sequence[Record]
 ) -> _Comparison | str:
-    """Return what is compared, or why it is not."""
+    """Return the comparison of a measure, or why it is not compared."""
     old = tuple(v for r in before if (v := _measured(r).get(measure)) is not None)
     new = tuple(v for r in now if (v := _measured(r).get(measure)) is not None)
     if not new:
@@ -160,6 +165,7 @@ def _comparison(
             return "another kind of device"
         margin = same if _values(before, "device") == _values(now, "device") else other
     elif min(old) == max(old):
+        # Without a spread the limit is the mean itself: any change for the worse would cross it.
         return f"all {len(old)} seeds of the baseline have the value {old[0]:g}"
     return _Comparison(where, measure, old, new, margin)
 
@@ -169,13 +175,14 @@ def _values(records: Sequence[Record], key: str) -> set[str]:
 
 
 def _outcome(c: _Comparison, level: float) -> Outcome:
+    # One scale for both sides, so a current value without a logarithm makes the baseline linear.
     scale = scale_of(c.measure, (*c.baseline, *c.current))
     before = summary(scaled(c.baseline, scale))
     middle = unscaled(before.mean or 0.0, scale)
     limit = worse_limit(
         c.measure, before.mean or 0.0, before.std or 0.0, before.n, level, scale, len(c.current)
     )
-    if c.margin:
+    if c.margin:  # only costs have one, and their limits are upper ones
         limit = max(limit, middle * (1 + c.margin))
     mean = unscaled(summary(scaled(c.current, scale)).mean or 0.0, scale)
     falls = quantity(c.measure).better == "higher"
@@ -204,7 +211,9 @@ def read_baseline(path: Path) -> Baseline:
 
 
 def against(baseline: Baseline, records: Iterable[Record], alarm: float = ALARM) -> Verdict:
-    """Hold records to a baseline; ``alarm`` is for one of records, thresholds have their own level.
+    """Check records against a baseline.
+
+    ``alarm`` is for a baseline of records; thresholds have a level of their own.
 
     Raises:
         UsageError: the baseline does not fit the records.
@@ -215,7 +224,7 @@ def against(baseline: Baseline, records: Iterable[Record], alarm: float = ALARM)
 
 
 def fits(baseline: Baseline, protocol: Protocol) -> bool:
-    """Return whether a baseline speaks of the protocol as it is now (its rows apart)."""
+    """Return whether a baseline was made with the present content of the protocol, rows apart."""
     if isinstance(baseline, gate.Thresholds):
         known = {baseline.protocol: baseline.common_hash}
     else:

@@ -1,13 +1,13 @@
 """Thresholds derived from many seeds, or from published results.
 
-A bound is a one-sided prediction limit for one new seed (`flatbench.stats.prediction_bound`):
-lower for the test accuracy, upper for every sharpness, on the scale that `flatbench.gate.scales`
-gives the measure and for the reasons given there: the logarithm, of accuracies that of their error.
+A bound is a one-sided prediction limit for one new seed (`flatbench.stats.prediction_limit`): a
+lower one for the test accuracy, an upper one for every sharpness. It is taken on the scale that
+`flatbench.gate.scales` gives the measure: the logarithm of a sharpness, and of an accuracy's error.
 
 The default level, 0.999 a bound, is chosen for a whole grid: 4 rows x 2 architectures x 3 seeds
 make 24 cases, each with 2 bounds, so that by Bonferroni's inequality a grid without a regression
-fails with a probability of at most 48 x 0.001 = 4.8 %. A pair is asserted once a grid, and its mean
-over few seeds is known less well: its level is 0.99, so each asserted pair adds at most 1 %.
+fails with a probability of at most 48 x 0.001 = 4.8 %. A pair is asserted once in a grid, and its
+mean over few seeds is known less well: its level is 0.99, so each asserted pair adds at most 1 %.
 `Thresholds.false_alarm_rate` gives the number for any grid.
 
 No bound is made for a cell that diverged or failed in the baseline, for a measure that had the
@@ -41,17 +41,9 @@ from flatbench.stats import prediction_bound, summary
 from flatbench.text import plain
 
 LEVEL = 0.999
-
-
 PAIR_LEVEL = 0.99
-
-
-MINIMUM_SEEDS = 10
-
-
+MINIMUM_SEEDS = 10  # docs/gate.md, "Power": limits from few seeds lie too far out to find much
 REFERENCE_STDS = 3.0  # below a published mean
-
-
 MEASURES = (TEST_ACCURACY, SAM_SHARPNESS)
 
 
@@ -66,9 +58,9 @@ def derive(
 
     Args:
         records: the baseline's runs.
-        level: of every bound of a case, in (0.5, 1).
-        pair_level: of every bound of a pair's mean difference, in (0.5, 1).
-        grid_seeds: over how many new seeds the mean paired difference will be taken.
+        level: the level of each bound of a case, in (0.5, 1).
+        pair_level: the level of each bound of a pair's mean difference, in (0.5, 1).
+        grid_seeds: the number of new seeds that a pair's mean difference will be taken over.
         measures: ``test_accuracy`` (bounded below) and any sharpness (bounded above): the
             record's ``sam_sharpness`` or keys of its ``sharpness``.
 
@@ -80,12 +72,13 @@ def derive(
     grouped = sections(records)
     if len(grouped) != 1:
         names = ", ".join(plain(s.protocol) for s in grouped) or "no record"
-        raise UsageError(f"a baseline is one protocol's records, not those of {names}")
+        raise UsageError(f"a baseline must be one protocol's records, got those of {names}")
     section = grouped[0]
     label = plain(section.protocol)
     for name, value in (("level", level), ("pair_level", pair_level)):
         if not 0.5 < value < 1:
-            raise UsageError(f"{name} = {value}: allowed is {LEVELS.must_be}")
+            raise UsageError(f"{name} must be {LEVELS.must_be}, got {value}")
+    # Checks need the hashes to see that the protocol changed, and name the commit.
     for key in ("common_hash", "cell_hash", "commit"):
         if not all(isinstance(r.provenance.get(key), str) for r in section.records):
             raise UsageError(f"{label}: a record of the baseline does not say provenance.{key}")
@@ -121,10 +114,11 @@ def derive(
 
 
 def from_reference(protocol: Protocol) -> Thresholds:
-    """Return thresholds at the published mean less three standard deviations, a cell each.
+    """Return thresholds from published results: each mean less three standard deviations.
 
-    Three standard deviations of n seeds are the prediction bound of one new seed at the level
-    t(3 / sqrt(1 + 1/n), n − 1), which is all that so few seeds allow: 0.94 for n = 3.
+    With n seeds, three standard deviations are the prediction bound of one new seed at the level
+    F(3 / sqrt(1 + 1/n)), F Student's distribution function with n − 1 degrees of freedom. So few
+    seeds allow no higher one: it is 0.94 for n = 3.
 
     Raises:
         UsageError: the protocol has no ``[reference]``, or one of a single seed.
@@ -133,10 +127,11 @@ def from_reference(protocol: Protocol) -> Thresholds:
     if reference is None or reference.seeds < 2:
         found = "no [reference]" if reference is None else f"reference.seeds = {reference.seeds}"
         raise UsageError(
-            f"--reference: protocol {protocol.name} has {found}: allowed is one with published "
-            "results of at least 2 seeds"
+            f"--reference: protocol {protocol.name} must have published results of at least "
+            f"2 seeds, got {found}"
         )
     n = reference.seeds
+    # Linear: a published mean and std are on no other scale.
     cells = {
         (architecture, row): CellThreshold(
             n,
@@ -161,7 +156,7 @@ def from_reference(protocol: Protocol) -> Thresholds:
 
 
 def _commit(records: Iterable[Record]) -> str:
-    """Return the commits that the records were made at; dirty trees are named so."""
+    """Return the commits that the records were made at, "+dirty" after those of a dirty tree."""
     return ", ".join(
         dict.fromkeys(
             plain(record.provenance["commit"])[:12]
@@ -172,6 +167,7 @@ def _commit(records: Iterable[Record]) -> str:
 
 
 def _cell(cell: Sequence[Record], level: float, measures: Sequence[str]) -> CellThreshold:
+    """Return the bounds of a cell, and for each measure without one the first reason why."""
     bounds: dict[str, Bound] = {}
     unbounded: dict[str, str] = {}
     lost = sum(record.status != "completed" for record in cell)
@@ -203,6 +199,8 @@ def _pairs(
 ) -> Iterable[tuple[tuple[str, str], PairThreshold]]:
     for architecture in section.architectures:
         for row, base in section.base_of.items():
+            # Differences take both signs, so they stay on the linear scale. Pairing by seed takes
+            # out what a seed does to both rows alike.
             found = [*differences(section.pairs(architecture, row, base)).values()]
             if len(found) >= MINIMUM_SEEDS and min(found) < max(found):
                 s = summary(found)

@@ -1,4 +1,4 @@
-"""Thresholds: what a protocol's cells and pairs must keep, as a TOML file."""
+"""Thresholds: the limits that a protocol's cells and pairs must keep, as a TOML file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ _NON_NEGATIVE = Check(lambda x: x >= 0, "a number of at least 0")
 
 @dataclass(frozen=True)
 class Bound:
-    """What one new seed's measure must keep; ``mean`` and ``std`` are on the ``scale``."""
+    """The limit that one measure of one new seed must keep.
+
+    ``limit`` is a value of the measure; ``mean`` and ``std`` are the baseline's on the ``scale``.
+    """
 
     side: Literal["at_least", "at_most"]
     limit: float
@@ -31,7 +34,7 @@ class Bound:
     std: Annotated[float, _NON_NEGATIVE]
 
     def keeps(self, value: float) -> bool:
-        """Whether the value is on the right side; a value on the bound is."""
+        """Return whether the value is on the right side of the limit, or equal to it."""
         return value >= self.limit if self.side == "at_least" else value <= self.limit
 
 
@@ -57,7 +60,7 @@ class PairThreshold:
 
     @property
     def positive(self) -> bool:
-        """Whether the baseline says that a new grid's mean difference is above 0."""
+        """Whether the baseline predicts that the mean difference of a new grid is above 0."""
         return self.limit > 0
 
 
@@ -70,15 +73,15 @@ class Thresholds:
     common_hash: str
     level: Annotated[float, LEVELS]
     pair_level: Annotated[float, LEVELS]
-    seeds: tuple[int, ...]  # none: from published means and standard deviations
+    seeds: tuple[int, ...]  # empty where they come from published means
     grid_seeds: Annotated[int, _ONE]  # how many seeds a pair's new mean is taken over
-    commit: str  # of the baseline's code; of published values, where they stand
+    commit: str  # of the baseline's code; for published values, their source
     cells: Mapping[tuple[str, str], CellThreshold]
     pairs: Mapping[tuple[str, str], PairThreshold]
 
     @property
     def false_alarm_rate(self) -> float:
-        """The most often that a grid without a regression fails (Bonferroni's inequality)."""
+        """How often, at most, a grid without a regression fails (Bonferroni's inequality)."""
         bounds = sum(len(cell.bounds) for cell in self.cells.values())
         pairs = sum(pair.positive for pair in self.pairs.values())
         alarms = (1 - self.level) * bounds * self.grid_seeds + (1 - self.pair_level) * pairs
@@ -86,7 +89,7 @@ class Thresholds:
 
     @property
     def renewal(self) -> str:
-        """The commands that make these thresholds anew."""
+        """The commands that derive these thresholds anew."""
         if not self.seeds:
             return (
                 f"flatbench baseline --reference {self.protocol} "

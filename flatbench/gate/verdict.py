@@ -12,7 +12,7 @@ from flatbench.text import markdown_text, plain
 
 @dataclass(frozen=True)
 class Outcome:
-    """One check: of what, whether it passed, and a line that says what was measured."""
+    """One check: what was checked, whether it passed, and a line that says what was measured."""
 
     name: str
     passed: bool
@@ -26,7 +26,7 @@ class Verdict:
     title: str
     outcomes: tuple[Outcome, ...]
     notes: tuple[str, ...]
-    false_alarm_rate: float  # at most; of a whole grid without a regression
+    false_alarm_rate: float  # how often, at most, a whole grid without a regression fails
 
     @property
     def failures(self) -> tuple[Outcome, ...]:
@@ -61,7 +61,7 @@ def markdown(verdict: Verdict) -> str:
 
 
 def text(verdict: Verdict) -> str:
-    """Return a verdict for a terminal: a line a failure, then one line that sums up."""
+    """Return a verdict for a terminal: one line for each failure and note, then a summary."""
     lines = [f"FAILED {plain(outcome.line)}" for outcome in verdict.failures]
     lines += [f"not checked: {plain(note)}" for note in verdict.notes]
     failed, total = len(verdict.failures), len(verdict.outcomes)
@@ -78,7 +78,7 @@ def percent(rate: float) -> str:
 
 
 def add_to_step_summary(summary: str, environment: Mapping[str, str] = os.environ) -> bool:
-    """Append markdown to the file that GitHub names in ``GITHUB_STEP_SUMMARY``; tell if it did."""
+    """Append markdown to the file named by ``GITHUB_STEP_SUMMARY``; return whether one is."""
     path = environment.get("GITHUB_STEP_SUMMARY")
     if not path:
         return False

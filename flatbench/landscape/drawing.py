@@ -1,11 +1,14 @@
-"""From finished cases to pictures: slices of their loss, kept as .npz and drawn side by side."""
+"""Draw the loss around finished cases, and keep the values that are drawn as .npz files.
+
+`draw` draws slices of the loss, `draw_spectra` the spectra of the Hessian.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -25,19 +28,22 @@ from flatbench.landscape.directions import (
 )
 from flatbench.landscape.grid import Landscape, loss_landscape
 from flatbench.landscape.solutions import Solution, solution
+from flatbench.landscape.spectrum import hessian_spectrum
 from flatbench.protocols.cases import Case
 from flatbench.records.store import Store
+from flatbench.report import style
 
 MOST_CASES = 3  # side by side on a page
+MOST_SPECTRA = len(style.LINES)  # overlaid, each with a line style of its own
 
 
 @dataclass(frozen=True)
 class View:
-    """Which slice is wanted.
+    """A slice of the loss.
 
-    ``span`` is the largest step along an axis: of random directions in lengths of the weights
-    themselves, of eigenvectors a distance. A line between two solutions goes from −span to
-    1 + span, in lengths of their distance.
+    ``span`` is the largest step along an axis. Along random directions its unit is the length of
+    the weights themselves, along eigenvectors it is a distance. A line between two solutions goes
+    from −span to 1 + span, and its unit is their distance.
     """
 
     kind: Kind = "random"
@@ -63,18 +69,18 @@ def draw(
 ) -> list[Path]:
     """Evaluate and draw the landscapes of finished cases; return the files written.
 
-    The values go into one .npz a case (one for a line), from which a run that was interrupted goes
-    on; the pictures of all the cases together are PNG and SVG.
+    The values of each case, or of a line, are kept in a .npz file, from which an interrupted run
+    goes on. The pictures show all cases together and are PNG and SVG.
 
     Raises:
-        UsageError: a case has no weights, the view does not fit the cases, or a .npz that is there
-            already is of other weights, examples or another view.
+        UsageError: a case has no weights, the view does not fit the cases, the Hessian is not
+            finite, or a .npz that is there already is of other weights, examples or another view.
     """
     _check(cases, view)
     solutions = [solution(case, store, where, data_dir) for case in cases]
     suffix = f"{view.kind}-{view.dimensions}d"
-    together = "--".join(store.record(case).stem for case in cases)
-    # a line has one landscape, from the first solution to the second
+    together = _together(cases, store)
+    # A line has one landscape, from the first solution to the second.
     if view.kind == "line":
         wanted = {together: solutions[0]}
     else:
@@ -83,7 +89,7 @@ def draw(
     landscapes: dict[str, Landscape] = {}
     for name, centre in wanted.items():
         files.append(output / f"{name}-{suffix}.npz")
-        with _progress(centre.case.id) as on_point:
+        with _evaluation(centre.case.id, "points") as on_point:
             landscapes[_title(centre.case)] = loss_landscape(
                 centre.surface,
                 _directions(centre, solutions[-1], view),
@@ -93,30 +99,83 @@ def draw(
                 on_point=on_point,
             )
     for kind, figure in _figures(landscapes, cases, view).items():
-        for form in ("png", "svg"):
-            files.append(output / f"{together}-{suffix}-{kind}.{form}")
-            plots.write(figure, files[-1])
+        files += style.write_all(figure, output, f"{together}-{suffix}-{kind}")
     return files
 
 
-def _check(cases: Sequence[Case], view: View) -> None:
+def draw_spectra(
+    cases: Sequence[Case],
+    seed: int,
+    store: Store,
+    output: Path,
+    *,
+    where: torch.device,
+    data_dir: Path | None = None,
+) -> list[Path]:
+    """Estimate and draw the spectra of finished cases' Hessians; return the files written.
+
+    The probes of each case are kept in a .npz file, from which an interrupted run goes on. The
+    picture shows all cases together and is PNG and SVG.
+
+    Raises:
+        UsageError: a case has no weights, there are too many cases, a Hessian is not finite, or a
+            .npz that is there already is of other weights, examples or another seed.
+    """
+    _check_distinct(cases)
+    if not 1 <= len(cases) <= MOST_SPECTRA:
+        raise UsageError(
+            f"--directions spectrum: cases must be 1 to {MOST_SPECTRA}, got {len(cases)}"
+        )
+    _check_seed(seed)
+    files: list[Path] = []
+    spectra = {}
+    for centre in [solution(case, store, where, data_dir) for case in cases]:
+        case = centre.case
+        # The record's measures were taken by this rule, and λ_max is one of them.
+        surface = replace(centre.surface, batchnorm=case.protocol.sharpness.batchnorm)
+        files.append(output / f"{store.record(case).stem}-spectrum.npz")
+        with _evaluation(case.id, "probes") as on_probe:
+            spectra[_title(case)] = hessian_spectrum(
+                surface, seed=seed, path=files[-1], on_probe=on_probe
+            )
+    stem = f"{_together(cases, store)}-spectrum"
+    return files + style.write_all(plots.spectrum(spectra), output, stem)
+
+
+def _together(cases: Sequence[Case], store: Store) -> str:
+    """Return the name of a figure that shows all these cases."""
+    return "--".join(store.record(case).stem for case in cases)
+
+
+def _check_distinct(cases: Sequence[Case]) -> None:
     if len({case.id for case in cases}) < len(cases):
         raise UsageError("landscape: a case is given more than once")
+
+
+def _check_seed(seed: int) -> None:
+    if seed < 0:
+        raise UsageError(f"--seed must be a whole number of at least 0, got {seed}")
+
+
+def _check(cases: Sequence[Case], view: View) -> None:
+    _check_distinct(cases)
     if view.kind == "line":
         if len(cases) != 2 or len({(c.protocol.name, c.architecture) for c in cases}) != 1:
             raise UsageError(
-                "--directions = 'line': allowed are two cases of one protocol and architecture"
+                "--directions line: cases must be two of one protocol and architecture, "
+                f"got {', '.join(case.id for case in cases)}"
             )
         if view.dimensions != 1:
-            raise UsageError("--dimensions = 2: allowed is 1 with --directions line")
+            raise UsageError(
+                f"--dimensions must be 1 with --directions line, got {view.dimensions}"
+            )
     elif not 1 <= len(cases) <= MOST_CASES:
-        raise UsageError(f"landscape: {len(cases)} cases; allowed are 1 to {MOST_CASES}")
+        raise UsageError(f"landscape: cases must be 1 to {MOST_CASES}, got {len(cases)}")
     if view.points < 2:
-        raise UsageError(f"--points = {view.points}: allowed is a whole number of at least 2")
+        raise UsageError(f"--points must be a whole number of at least 2, got {view.points}")
     if not 0 < view.span < float("inf"):
-        raise UsageError(f"--span = {view.span}: allowed is a finite number above 0")
-    if view.seed < 0:
-        raise UsageError(f"--seed = {view.seed}: allowed is a whole number of at least 0")
+        raise UsageError(f"--span must be a finite number above 0, got {view.span}")
+    _check_seed(view.seed)
 
 
 def _title(case: Case) -> str:
@@ -142,14 +201,17 @@ def _figures(
 
 
 @contextlib.contextmanager
-def _progress(name: str) -> Iterator[Callable[[int, int], None] | None]:
-    """Show the points done on a terminal's last line."""
-    if not sys.stderr.isatty():
-        yield None
-        return
+def _evaluation(name: str, unit: str) -> Iterator[Callable[[int, int], None] | None]:
+    """Show progress on a terminal's last line, and name the case in an arithmetic error."""
+    terminal = sys.stderr.isatty()
+
+    def show(done: int, total: int) -> None:
+        print(f"\r{name}: {done}/{total} {unit}\x1b[K", end="", file=sys.stderr, flush=True)
+
     try:
-        yield lambda done, total: print(
-            f"\r{name}: {done}/{total} points\x1b[K", end="", file=sys.stderr, flush=True
-        )
+        yield show if terminal else None
+    except ArithmeticError as error:
+        raise UsageError(f"{name}: {error}") from None
     finally:
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        if terminal:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)

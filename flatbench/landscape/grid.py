@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import time
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -15,8 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from flatbench.errors import UsageError
-from flatbench.files import write_atomically
-from flatbench.landscape.directions import Directions, Kind, digest
+from flatbench.landscape import archive
+from flatbench.landscape.directions import Directions, Kind
 from flatbench.sharpness import LossSurface
 
 FORMAT: Final = "flatbench landscape 1"
@@ -29,18 +27,18 @@ class Landscape:
     """The loss at w + α·v₁, or at w + α·v₁ + β·v₂.
 
     Attributes:
-        losses: (A,) or (A, B) float64: row i at ``alphas[i]``, column j at ``betas[j]``. nan where
-            not yet evaluated, and where the loss itself is nan.
-        done: of the same shape; whether the point was evaluated.
+        losses: (A,) or (A, B) float64: row i is at ``alphas[i]``, column j at ``betas[j]``. It is
+            nan where the point has not been evaluated, and where the loss itself is nan.
+        done: of the same shape; whether the point has been evaluated.
         alphas: (A,), the steps along the first direction.
-        betas: (B,), along the second; empty where there is one direction.
+        betas: (B,), the steps along the second; empty where there is one direction.
         labels: what each axis shows.
         kind: how the directions were made.
         seed: the directions' seed; None for a line.
         batchnorm: where BatchNorm's statistics came from, see `loss_landscape`.
-        weights: digest of the model's parameters and buffers.
-        examples: digest of inputs and targets.
-        source: digest of what else made the directions.
+        weights: a digest of the model's parameters and buffers.
+        examples: a digest of inputs and targets.
+        source: a digest of what else made the directions.
     """
 
     losses: NDArray[np.float64]
@@ -57,7 +55,7 @@ class Landscape:
 
     @property
     def complete(self) -> bool:
-        """Whether every point was evaluated."""
+        """Whether every point has been evaluated."""
         return bool(self.done.all())
 
 
@@ -77,39 +75,39 @@ def loss_landscape(
     Points are evaluated one after another. `torch.func.vmap` over points was measured to be slower
     for a ResNet18 on a CPU, where it turns convolutions into grouped ones.
 
-    BatchNorm's statistics are not parameters and need a rule away from w:
+    BatchNorm's statistics are not parameters. They need a rule away from w:
 
-    - "eval": the model's running statistics at every point, as in the reference implementation; on
-      a line, those of the two ends mixed in the proportion of α (beyond an end, the end's).
-    - "train": each batch's own.
-    - "recompute": made afresh at every point over these examples, see
-      `LossSurface.recomputed_buffers`; what is done between solutions (Izmailov et al. 2018), since
-      mixed statistics fit neither end's activations.
+    - "eval" takes the model's running statistics at every point, as the reference implementation
+      does. On a line it mixes those of the two ends in the proportion of α; beyond an end it takes
+      the end's.
+    - "train" takes each batch's own.
+    - "recompute" makes them afresh at every point over these examples, see
+      `LossSurface.recomputed_buffers`. It is usual between two solutions (Izmailov et al. 2018),
+      since mixed statistics fit the activations of neither end.
 
-    Cost: 1/3 gradient evaluation a point, 2/3 with "recompute" where the model has a BatchNorm.
+    Cost: 1/3 gradient evaluation a point; 2/3 with "recompute" where the model has a BatchNorm.
 
     Args:
-        surface: the loss. Its ``batch_size`` is part of the result except with "eval". Its model
-            is left as it was, and must be as it was when the surface was made.
-        directions: for the surface's model.
+        surface: the loss. Its ``batch_size`` changes the result except with "eval". Its model must
+            be as it was when the surface was made, and is left so.
+        directions: directions of the surface's model.
         alphas: (A,) steps along the first direction, ascending.
         betas: (B,) steps along the second; None: one direction only.
-        batchnorm: as above, in place of the surface's own; None: "recompute" on a line, else the
-            surface's own.
+        batchnorm: a rule from above; None: "recompute" on a line, else the surface's own rule.
         path: a .npz file to keep the values in. Where it exists, only the points it lacks are
-            evaluated; it is written every ``save_every`` seconds, at the end and on an exception.
+            evaluated. It is written every ``save_every`` seconds, at the end and on an exception.
         save_every: seconds.
         on_point: called after each point with the number of points done and of all.
 
     Raises:
         ValueError: an argument is out of range.
-        UsageError: the file is not a landscape, or one of another grid, model, examples, seed, kind
-            or BatchNorm rule; or it cannot be written.
+        UsageError: the file is not a landscape, or is one of another grid, model, examples, seed,
+            kind or BatchNorm rule; or it cannot be written.
     """
     rule = batchnorm or ("recompute" if directions.kind == "line" else surface.batchnorm)
     if rule not in get_args(Statistics):
-        allowed = ", ".join(map(repr, get_args(Statistics)))
-        raise ValueError(f"batchnorm: {batchnorm!r}; allowed: {allowed}")
+        rules = ", ".join(map(repr, get_args(Statistics)))
+        raise ValueError(f"batchnorm must be one of {rules}, got {batchnorm!r}")
     first, second = _axis("alphas", alphas), np.empty(0)
     shape: tuple[int, ...] = first.shape
     if betas is not None:
@@ -117,7 +115,7 @@ def loss_landscape(
         shape += second.shape
     if len(directions.vectors) < len(shape):
         raise ValueError(
-            f"directions: {len(directions.vectors)}; allowed: at least {len(shape)} for this grid"
+            f"directions must be at least {len(shape)} for this grid, got {len(directions.vectors)}"
         )
     landscape = Landscape(
         losses=np.full(shape, np.nan),
@@ -128,9 +126,8 @@ def loss_landscape(
         kind=directions.kind,
         seed=directions.seed,
         batchnorm=rule if rule == "eval" else f"{rule}, batches of {surface.batch_size}",
-        weights=digest(sorted(surface.model.state_dict().items())),
-        examples=digest([("inputs", surface.inputs), ("targets", surface.targets)]),
         source=directions.source,
+        **archive.origin(surface),
     )
     if path is not None and path.exists():
         landscape = _resumed(path, landscape)
@@ -138,8 +135,8 @@ def loss_landscape(
     surface = replace(surface, batchnorm="train" if rule == "train" else "eval")
     if directions.vectors.shape[1] != surface.dimension:
         raise ValueError(
-            f"directions: of {directions.vectors.shape[1]} parameters; "
-            f"allowed: the model's {surface.dimension}"
+            f"directions must have the model's {surface.dimension} parameters, "
+            f"got {directions.vectors.shape[1]}"
         )
     vectors = directions.vectors[: len(shape)].to(surface.center)
     saved, written = int(landscape.done.sum()), time.monotonic()
@@ -164,7 +161,7 @@ def loss_landscape(
 def _buffers(
     surface: LossSurface, directions: Directions, rule: Statistics, w: Tensor, alpha: float
 ) -> dict[str, Tensor] | None:
-    """Return the buffers to evaluate with; None: the model's own."""
+    """Return the buffers to evaluate with; None stands for the model's own."""
     if rule == "recompute":
         return surface.recomputed_buffers(w)
     if rule == "train" or directions.end_buffers is None:
@@ -185,35 +182,23 @@ def _axis(name: str, points: ArrayLike) -> NDArray[np.float64]:
         or not np.isfinite(axis).all()
         or (np.diff(axis) <= 0).any()
     ):
-        raise ValueError(f"{name}: allowed: one or more finite numbers in ascending order")
+        got = np.array2string(axis, threshold=8, separator=", ")
+        raise ValueError(f"{name} must be finite numbers in ascending order, got {got}")
     return axis
 
 
 def _resumed(path: Path, wanted: Landscape) -> Landscape:
     """Return the file's landscape, which must be of the grid, model and data that is wanted."""
     found = load(path)
-    for name in ("kind", "seed", "alphas", "betas", "batchnorm", "weights", "examples", "source"):
-        there, here = getattr(found, name), getattr(wanted, name)
-        if not np.array_equal(there, here):
-            raise UsageError(
-                f"{path}: {name}: the file has {_brief(there)}; allowed: {_brief(here)}, "
-                "or another file"
-            )
+    names = ("kind", "seed", "alphas", "betas", "batchnorm", "weights", "examples", "source")
+    archive.require_same(path, found, wanted, names)
     return found
 
 
-def _brief(value: Any) -> str:
-    if isinstance(value, np.ndarray):
-        ends = f" from {value[0]:g} to {value[-1]:g}" if value.size else ""
-        return f"{value.size} points{ends}"
-    text = repr(value)
-    return text if len(text) <= 24 else f"{text[:12]}…"
-
-
 def save(landscape: Landscape, path: Path) -> None:
-    """Write a landscape to a .npz file, in whole or not at all; `numpy.load` reads it too.
+    """Write a landscape to a .npz file in which each attribute is an array of its name.
 
-    Each attribute is an array of its name; ``seed`` is empty where there is none.
+    ``seed`` is empty where there is none.
 
     Raises:
         UsageError: the file cannot be written.
@@ -222,12 +207,7 @@ def save(landscape: Landscape, path: Path) -> None:
         field.name: np.asarray(getattr(landscape, field.name)) for field in fields(landscape)
     }
     arrays["seed"] = np.array([] if landscape.seed is None else [landscape.seed], dtype=np.int64)
-    content = io.BytesIO()
-    np.savez(content, format=np.array(FORMAT), **arrays)
-    try:
-        write_atomically(path, content.getvalue())
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written: {error.strerror}") from None
+    archive.write(path, FORMAT, arrays)
 
 
 def load(path: Path) -> Landscape:
@@ -236,23 +216,14 @@ def load(path: Path) -> Landscape:
     Raises:
         UsageError: the file cannot be read or is not a landscape.
     """
-    try:
-        with open(path, "rb") as file:
-            arrays = dict(np.load(file, allow_pickle=False).items())
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
-        raise UsageError(f"{path}: is not a .npz file of arrays: {error}") from None
-    stated = str(arrays.get("format"))
-    if stated != FORMAT:
-        raise UsageError(f"{path}: format: {stated!r}; allowed: {FORMAT!r}")
-    for name in (field.name for field in fields(Landscape)):
-        if name not in arrays:
-            raise UsageError(f"{path}: {name}: missing; a landscape has it")
+    arrays = archive.read(path, FORMAT, [field.name for field in fields(Landscape)])
     alphas, betas, losses, done = (arrays[n] for n in ("alphas", "betas", "losses", "done"))
     shape = alphas.shape + (betas.shape if betas.size else ())
     if losses.shape != shape or done.shape != shape or done.dtype != bool:
-        raise UsageError(f"{path}: losses: shape {losses.shape}; allowed: {shape}, as done's")
+        raise UsageError(
+            f"{path}: losses and done must have the shape {shape} and done must be bool, "
+            f"got {losses.shape}, {done.shape} and {done.dtype}"
+        )
     seed = arrays["seed"]
     return Landscape(
         losses=losses,

@@ -1,14 +1,12 @@
-"""Drawings of landscapes, at paper size, to be read in grey and with every kind of colour sight.
+"""Draw landscapes and spectra at paper size.
 
-Each function takes landscapes by name and draws them side by side on one scale: a base optimizer's
-beside its SAM's. Height is shade: cividis rises in lightness from end to end.
+Each function takes results by name and draws them on one scale, so that a base optimizer can be
+held against its SAM. A higher loss has a lighter shade.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib as mpl
@@ -18,34 +16,26 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 from numpy.typing import NDArray
 
-from flatbench.files import write_atomically
 from flatbench.landscape.grid import Landscape
+from flatbench.landscape.spectrum import Spectrum
+from flatbench.report import style
+from flatbench.text import decimals, figure_text, number
 
 Scale = Literal["auto", "linear", "log"]
 
-_STYLE: Any = {
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "lines.linewidth": 1.3,
-    "legend.frameon": False,
-    "figure.constrained_layout.use": True,
-    "svg.hashsalt": "flatbench",
-}
-_PAGE = 17 / 2.54  # inches: the text width of a page
-_MAP = "cividis"
-_LINES = ("-", "--", ":", "-.")
-_MARKERS = ("o", "^", "s", "D", "v", "P")
+# A filled field reaches to all four edges.
+_FRAME: Any = {"axes.spines.top": True, "axes.spines.right": True}
 
 
 def contour(landscapes: Mapping[str, Landscape], *, scale: Scale = "auto") -> Figure:
     """Draw two-dimensional landscapes as filled contours with labelled lines.
 
-    Points that are not finite, or not yet evaluated, are hatched. A cross marks the model.
+    Points that are not finite or not yet evaluated are hatched. A cross marks the model.
 
     Args:
         landscapes: 1 to 3 of them, by the title of their panel.
-        scale: of the loss; "auto" is "log" where all losses are positive and the highest is more
-            than 30 times the lowest.
+        scale: the loss's scale; "auto" is "log" where all losses are positive and the highest is
+            more than 30 times the lowest.
 
     Raises:
         ValueError: no landscape, more than 3, one of one dimension, of a single row or column, or
@@ -53,7 +43,7 @@ def contour(landscapes: Mapping[str, Landscape], *, scale: Scale = "auto") -> Fi
     """
     heights = _heights(landscapes, dimensions=2)
     levels, norm = _levels(heights, scale)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(style.RC | _FRAME):
         figure, panels = _panels(landscapes, height=0.82)
         for axes, (name, landscape) in zip(panels, landscapes.items(), strict=True):
             values = landscape.losses.T  # rows of a picture run along y
@@ -61,16 +51,18 @@ def contour(landscapes: Mapping[str, Landscape], *, scale: Scale = "auto") -> Fi
             axes.set_facecolor("0.85")
             axes.patch.set_hatch("////")
             axes.patch.set_edgecolor("0.6")
-            filled = axes.contourf(*grid, levels=levels, cmap=_MAP, norm=norm, extend="both")
+            filled = axes.contourf(
+                *grid, levels=levels, cmap=style.COLOURS, norm=norm, extend="both"
+            )
             ink = ["white" if norm(level) < 0.55 else "black" for level in levels]
             lines = axes.contour(*grid, levels=levels, colors=ink, linewidths=0.6)
             axes.clabel(lines, fontsize=6, fmt="%.6g", inline_spacing=2)
             for ring, colour in ((3.0, "black"), (1.2, "white")):
                 axes.plot(0, 0, "+", markersize=8, markeredgewidth=ring, color=colour)
             axes.set_aspect("equal")
-            axes.set_title(name)
-            axes.set_xlabel(landscape.labels[0])
-            axes.set_ylabel(landscape.labels[1])
+            axes.set_title(figure_text(name))
+            axes.set_xlabel(figure_text(landscape.labels[0]))
+            axes.set_ylabel(figure_text(landscape.labels[1]))
         bar = figure.colorbar(filled, ax=panels, label="loss", shrink=0.9, pad=0.02)
         bar.set_ticks(list(levels), labels=[f"{level:.6g}" for level in levels])
         bar.minorticks_off()
@@ -101,7 +93,7 @@ def surface(
     norm = Normalize(*_span(heights))
     decades = logarithmic and np.ptp(heights) >= 2
     # The constrained layout does not know the room that a 3-d axis's labels take.
-    with mpl.rc_context(_STYLE | {"figure.constrained_layout.use": False}):
+    with mpl.rc_context(style.RC | {"figure.constrained_layout.use": False}):
         figure, panels = _panels(landscapes, height=0.85, projection="3d")
         figure.subplots_adjust(left=0.0, right=0.93, bottom=0.1, top=0.98, wspace=0.12)
         for axes, (name, landscape) in zip(panels, landscapes.items(), strict=True):
@@ -111,7 +103,7 @@ def surface(
                 x,
                 y,
                 np.log10(z) if logarithmic else z,
-                cmap=_MAP,
+                cmap=style.COLOURS,
                 norm=norm,
                 rcount=60,
                 ccount=60,
@@ -122,9 +114,9 @@ def surface(
             axes.set_zlim(norm.vmin, norm.vmax)
             axes.view_init(elevation, azimuth)
             axes.set_box_aspect((1, 1, 0.75), zoom=0.98)
-            axes.set_title(name, y=0.98)
-            axes.set_xlabel(landscape.labels[0], labelpad=-3)
-            axes.set_ylabel(landscape.labels[1], labelpad=-3)
+            axes.set_title(figure_text(name), y=0.98)
+            axes.set_xlabel(figure_text(landscape.labels[0]), labelpad=-3)
+            axes.set_ylabel(figure_text(landscape.labels[1]), labelpad=-3)
             axes.set_zlabel("loss", labelpad=-3)
             axes.tick_params(labelsize=6, pad=-1)
             for axis in (axes.xaxis, axes.yaxis):
@@ -144,35 +136,34 @@ def lines(
     """Draw one-dimensional landscapes in one pair of axes, told apart by line style and marker.
 
     Args:
-        landscapes: at least one, by its name in the legend.
+        landscapes: 1 to 12 of them, by their names in the legend.
         scale: as in `contour`.
-        ends: for the line between two solutions, the names of those at α = 0 and α = 1.
+        ends: the names of the solutions at α = 0 and α = 1, for the line between two.
 
     Raises:
-        ValueError: no landscape, or one of two dimensions or without a finite point.
+        ValueError: no landscape, more than 12, or one of two dimensions or without a finite point.
     """
     heights = _heights(landscapes, dimensions=1)
-    shades = mpl.colormaps[_MAP](np.linspace(0.0, 0.75, len(landscapes)))
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(_PAGE / 2, 0.75 * _PAGE / 2))
+    shades = style.shades(len(landscapes))
+    with mpl.rc_context(style.RC):
+        figure = Figure(figsize=(style.PAGE / 2, 0.75 * style.PAGE / 2))
         axes = figure.add_subplot()
         for i, (name, landscape) in enumerate(landscapes.items()):
             axes.plot(
                 landscape.alphas,
                 np.where(np.isfinite(landscape.losses), landscape.losses, np.nan),
                 color=shades[i],
-                linestyle=_LINES[i % len(_LINES)],
-                marker=_MARKERS[i % len(_MARKERS)],
-                markersize=3,
+                linestyle=style.LINES[i % len(style.LINES)],
+                marker=style.MARKERS[i % len(style.MARKERS)],
                 markevery=max(1, len(landscape.alphas) // 8),
-                label=name,
+                label=figure_text(name),
             )
         if _is_log(heights, scale):
             axes.set_yscale("log")
         for place, end in enumerate(ends or ()):
             axes.axvline(place, color="0.5", linewidth=0.6, zorder=0)
             axes.annotate(
-                end,
+                figure_text(end),
                 (place, 1.0),
                 xycoords=("data", "axes fraction"),
                 xytext=(0, 2),
@@ -180,46 +171,86 @@ def lines(
                 ha="center",
                 va="bottom",
             )
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.set_xlabel(next(iter(landscapes.values())).labels[0])
+        axes.set_xlabel(figure_text(next(iter(landscapes.values())).labels[0]))
         axes.set_ylabel("loss")
         if len(landscapes) > 1:
             axes.legend()
     return figure
 
 
-def write(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG (300 dots an inch) or SVG, by the path's suffix.
+def spectrum(spectra: Mapping[str, Spectrum]) -> Figure:
+    """Draw the density of the Hessian's eigenvalues on a logarithmic axis, all spectra overlaid.
+
+    The point masses are blurred by a Gaussian, whose width is 0.5 % of the range of all spectra's
+    eigenvalues. A line is the mean over the probes, and its band reaches from the lowest to the
+    highest of them. A marker on the line shows λ_max, and the legend tells its value. The axis ends
+    at a tenth of the height of a single eigenvalue.
+
+    Args:
+        spectra: 1 to 4 of them, by their names in the legend; all probes must have run.
 
     Raises:
-        ValueError: the suffix is neither.
+        ValueError: no spectrum, more than 4, or one that is not complete.
     """
-    suffix = path.suffix.lower().removeprefix(".")
-    if suffix not in ("png", "svg"):
-        raise ValueError(f"{path}: suffix {path.suffix!r}; allowed: .png, .svg")
-    content = io.BytesIO()
-    # Without the date or the library's version the same figure gives the same bytes.
-    metadata: dict[str, Any] = {"Date": None} if suffix == "svg" else {"Software": None}
-    with mpl.rc_context(_STYLE):
-        figure.savefig(content, format=suffix, dpi=300, metadata=metadata)
-    write_atomically(path, content.getvalue())
+    if not 1 <= len(spectra) <= len(style.LINES):
+        raise ValueError(f"spectra must be 1 to {len(style.LINES)}, got {len(spectra)}")
+    for name, found in spectra.items():
+        if not found.complete:
+            probes = f"{len(found.done)} probes, got {found.done.sum()}"
+            raise ValueError(f"spectrum {name!r} must have run all {probes}")
+    low = min(found.ends[0] for found in spectra.values())
+    high = max(found.ends[1] for found in spectra.values())
+    # The eigenvalues of a multiple of the identity differ by rounding alone, or not at all.
+    width = 0.005 * (max(high - low, 1e-3 * max(abs(low), abs(high))) or 1.0)
+    places = np.linspace(low - 6 * width, high + 6 * width, 2000)  # 9 within a width
+    one = min(1 / found.dimension for found in spectra.values()) / (width * np.sqrt(2 * np.pi))
+    floor = 0.1 * one
+    with mpl.rc_context(style.RC):
+        figure = Figure(figsize=(0.75 * style.PAGE, 0.43 * style.PAGE))
+        axes = figure.add_subplot()
+        for i, (name, found) in enumerate(spectra.items()):
+            colour = style.shades(len(spectra))[i]
+            look = {"color": colour, "marker": style.MARKERS[i], "markersize": 5}
+            most = found.ends[1]
+            each = np.stack([p.density(places, width) for p in found.probe_densities()])
+            # A logarithm needs more than 0; what lies below the floor is not seen.
+            band = np.maximum([each.min(0), each.max(0)], 1e-3 * floor)
+            axes.fill_between(places, *band, color=colour, alpha=0.22, linewidth=0)
+            axes.plot(
+                places,
+                np.maximum(each.mean(0), 1e-3 * floor),
+                linestyle=style.LINES[i],
+                markevery=(len(places), 1),  # the legend's entry has the marker, the line has none
+                label=f"{figure_text(name)}: λₘₐₓ = {number(most, decimals([most]))}",
+                **look,
+            )
+            # Probes that miss λ_max's eigenvector leave it below the floor, but its mark is seen.
+            height = float(found.density().density(np.array([most]), width)[0])
+            axes.plot(most, max(height, floor), clip_on=False, **look)
+        axes.set_yscale("log")
+        axes.set_ylim(bottom=floor)
+        axes.set_xlim(places[0], places[-1])
+        axes.set_xlabel("eigenvalue of the Hessian")
+        axes.set_ylabel("density (mean and range of the probes)")
+        axes.legend(loc="upper right")
+    return figure
 
 
 def _heights(landscapes: Mapping[str, Landscape], dimensions: int) -> NDArray[np.float64]:
-    """Return all finite losses, having looked that there is something to draw."""
+    """Return all finite losses in one array; refuse what cannot be drawn."""
     most = 3 if dimensions == 2 else 12
     if not 1 <= len(landscapes) <= most:
-        raise ValueError(f"landscapes: {len(landscapes)}; allowed: 1 to {most} in one figure")
+        raise ValueError(f"landscapes must be 1 to {most} in one figure, got {len(landscapes)}")
     parts = []
     for name, landscape in landscapes.items():
         losses = landscape.losses
         if losses.ndim != dimensions or (dimensions == 2 and min(losses.shape) < 2):
             size = " × ".join(map(str, losses.shape))
-            wanted = "a line" if dimensions == 1 else "a grid of at least 2 × 2"
-            raise ValueError(f"landscape {name!r}: {size} points; allowed: {wanted}")
+            wanted = "a line" if dimensions == 1 else "a grid of at least 2 × 2 points"
+            raise ValueError(f"landscape {name!r} must be {wanted}, got {size} points")
         finite = losses[np.isfinite(losses)]
         if finite.size == 0:
-            raise ValueError(f"landscape {name!r}: no finite point; allowed: at least one")
+            raise ValueError(f"landscape {name!r} must have a finite point, got none")
         parts.append(finite)
     return np.concatenate(parts)
 
@@ -229,12 +260,12 @@ def _is_log(heights: NDArray[np.float64], scale: Scale) -> bool:
     if scale == "auto":
         return low > 0 and high > 30 * low
     if scale == "log" and low <= 0:
-        raise ValueError(f"scale: 'log', but the lowest loss is {low:g}; allowed: 'linear'")
+        raise ValueError(f"scale must be 'linear' as the lowest loss is {low:g}, got 'log'")
     return scale == "log"
 
 
 def _levels(heights: NDArray[np.float64], scale: Scale) -> tuple[NDArray[np.float64], Normalize]:
-    """Return at most about 12 round levels within the heights' range, and the shades' norm."""
+    """Return some 12 round levels within the heights' range, and the norm of the shades."""
     low, high = _span(heights)
     if _is_log(heights, scale):
         decades = np.log10(high / low)
@@ -254,15 +285,16 @@ def _span(heights: NDArray[np.float64]) -> tuple[float, float]:
     low, high = float(heights.min()), float(heights.max())
     if high > low:
         return low, high
-    margin = 1e-3 * (abs(low) or 1.0)  # a plain: something must lie above and below it
+    margin = 1e-3 * (abs(low) or 1.0)  # all heights are equal, but an axis needs a length
     return low - margin, high + margin
 
 
 def _panels(
     landscapes: Mapping[str, Landscape], height: float, projection: str | None = None
 ) -> tuple[Figure, list[Any]]:
+    """Return a figure and its panels, side by side; ``height`` is a share of a panel's width."""
     count = len(landscapes)
-    width = _PAGE / 2 * min(count, 2)
+    width = style.PAGE / 2 * min(count, 2)
     figure = Figure(figsize=(width, height * width / count))
     axes = [figure.add_subplot(1, count, i + 1, projection=projection) for i in range(count)]
     return figure, axes

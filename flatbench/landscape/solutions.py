@@ -1,4 +1,4 @@
-"""The solution that a finished case found: its network with the final weights, and its examples."""
+"""Read what a finished case left: its network with the final weights, and its examples."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ from flatbench.training import measuring, setup
 
 @dataclass(frozen=True)
 class Solution:
-    """The plain cross-entropy around a network at the end of its training.
+    """A trained network, with the loss around it.
 
     Attributes:
         case: what was trained.
-        surface: on the training examples that the case's measures are of: inputs [n, C, H, W],
-            normalised, not augmented; targets [n] as trained on, with the case's noise.
+        surface: the plain cross-entropy on the training examples that the case's sharpness is
+            measured on. Its inputs [n, C, H, W] are normalised and not augmented; its targets [n]
+            are those trained on, with the case's label noise.
     """
 
     case: Case
@@ -35,11 +36,11 @@ class Solution:
 
 
 def solution(case: Case, store: Store, where: torch.device, data_dir: Path | None) -> Solution:
-    """Read a case's final weights from the store, and take the examples its measures are of.
+    """Read a case's final weights from the store, and the examples that it was measured on.
 
     Raises:
-        UsageError: there are no weights or no completed record, they are of another protocol
-            content than the case's, a file is damaged, or the data set is not there.
+        UsageError: there are no weights or no completed record, the protocol has changed since the
+            training, a file is damaged, or the data set is not there.
     """
     weights, path = store.weights(case), store.record(case)
     for file in (path, weights):
@@ -51,13 +52,12 @@ def solution(case: Case, store: Store, where: torch.device, data_dir: Path | Non
             )
     record = read_one(path)
     if record.status != "completed":
-        raise UsageError(
-            f"{path}: status = {json.dumps(record.status)}: allowed is a completed run"
-        )
+        raise UsageError(f'{path}: status must be "completed", got {json.dumps(record.status)}')
     if record.provenance.get("cell_hash") != case.cell_hash():
         raise UsageError(
-            f"{path}: provenance.cell_hash = {json.dumps(record.provenance.get('cell_hash'))}: "
-            f'the protocol has changed since; allowed is "{case.cell_hash()}": train it again'
+            f'{path}: provenance.cell_hash must be "{case.cell_hash()}", '
+            f"got {json.dumps(record.provenance.get('cell_hash'))}: "
+            "the protocol has changed since; train the case again"
         )
     dataset = data.load(case.protocol.data, where, data_dir)
     model = setup.build_model(case, dataset)

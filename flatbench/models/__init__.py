@@ -28,7 +28,7 @@ def build(name: str, *, width: int = 64, in_channels: int = 3, classes: int = 10
         ValueError: the name is not one of ``ARCHITECTURES``.
     """
     if name not in ARCHITECTURES:
-        raise ValueError(f"architecture {name!r} is unknown; allowed: {', '.join(ARCHITECTURES)}")
+        raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {name!r}")
     module = importlib.import_module(f"{__name__}.{name}")
     network: nn.Module = module.build(width, in_channels, classes)
     return network

@@ -61,5 +61,5 @@ class ResNet18(nn.Module):
 
 
 def build(width: int, in_channels: int, classes: int) -> ResNet18:
-    """11,173,962 parameters at width 64, 3 channels and 10 classes."""
+    """Return the network: 11,173,962 parameters at width 64, 3 channels and 10 classes."""
     return ResNet18(width, in_channels, classes)

@@ -1,7 +1,7 @@
 """VGG-16 (Simonyan and Zisserman 2015, arXiv:1409.1556) with BatchNorm, for small images.
 
-The variant of the seed study: ceil-mode pooling, so that images down to 8×8 pass all five
-pools, and one hidden layer with BatchNorm in place of the two dropout layers.
+This is the variant of the seed study. It pools in ceil mode, so that images down to 8×8 pass all
+five pools, and has one hidden layer with BatchNorm in place of the two dropout layers.
 """
 
 from __future__ import annotations

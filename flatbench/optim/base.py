@@ -1,4 +1,4 @@
-"""torch's own fused steps as the base optimizer: when to take them, and what to spare them."""
+"""torch's own fused steps as the base optimizer: when to take them, and what they need."""
 
 import inspect
 from typing import Any
@@ -12,14 +12,14 @@ from .layout import is_dense, strided_like
 
 
 def prepare_fused_base(base: Optimizer) -> None:
-    """Spare torch's fused steps what they get wrong."""
+    """Bring gradients and momentum into the form without which torch's fused steps go wrong."""
     for group in base.param_groups:
         if not group.get("fused"):
             continue
         for p in group["params"]:
             if p.grad is None:
                 continue
-            # They walk a gradient as if it were laid out as its parameter is.
+            # A fused step walks a gradient as if it were laid out as its parameter is.
             if p.grad.stride() != p.stride():
                 p.grad = strided_like(p, p.grad, p.grad.dtype)
             # Fused SGD cannot mix parameters with and without a momentum buffer, leaves new
@@ -30,9 +30,9 @@ def prepare_fused_base(base: Optimizer) -> None:
 
 
 def copied_in_vain(base: Optimizer) -> list[Tensor]:
-    """Tensors whose shape makes torch's fused step on a CPU slower than flat memory would.
+    """Return the tensors that torch's fused step on a CPU walks faster as flat memory.
 
-    It copies each gradient that is not contiguous, channels_last for one, and drops the copy.
+    It copies each gradient that is not contiguous, such as a channels_last one, and drops the copy.
     """
     found: list[Tensor] = []
     for group in base.param_groups:
@@ -42,9 +42,8 @@ def copied_in_vain(base: Optimizer) -> list[Tensor]:
             if p.grad is None or p.is_cuda or p.is_contiguous() or not is_dense(p):
                 continue
             state = [t for t in base.state[p].values() if isinstance(t, Tensor)]
-            if state or isinstance(
-                base, torch.optim.SGD
-            ):  # else the step makes state, in p's shape
+            # Other bases make their state in the first step, in p's shape: it must not be flat.
+            if state or isinstance(base, torch.optim.SGD):
                 found += [p, p.grad, *(t for t in state if t.shape == p.shape)]
     return found
 
@@ -52,7 +51,10 @@ def copied_in_vain(base: Optimizer) -> list[Tensor]:
 def prefer_fused(
     base: type[Optimizer], groups: list[Group], kwargs: dict[str, Any]
 ) -> dict[str, Any]:
-    """Add fused=True where the base, the device and the options allow it and nobody chose."""
+    """Return the options, with fused=True added where base, device and options allow it.
+
+    Options that hold ``fused``, ``foreach`` or ``differentiable`` come back as they are.
+    """
     options = {"fused", "foreach", "differentiable"}
     if "fused" not in inspect.signature(base).parameters or options & kwargs.keys():
         return kwargs
@@ -62,7 +64,7 @@ def prefer_fused(
         p.is_cuda or (p.device.type == "cpu" and p.dtype in whole) for p in parameters(groups)
     ):
         return kwargs
-    # Dampening leaves out the first step, which a buffer of zeros cannot imitate.
+    # torch leaves dampening out of the first step, which a buffer of zeros cannot imitate.
     if kwargs.get("dampening") or any(group.get("dampening") for group in groups):
         return kwargs
     return {**kwargs, "fused": True}

@@ -17,7 +17,7 @@ from .layout import saved_copy
 
 
 class Segment(NamedTuple):
-    """Tensors which are perturbed alike: lists in step, tensors of equal shape.
+    """Parameters that are perturbed alike; entry i of each list belongs to the i-th of them.
 
     ``adaptive`` chooses T = |w| + eta, otherwise T = 1.
     """
@@ -30,15 +30,15 @@ class Segment(NamedTuple):
     eta: float
 
 
-# Temporaries of at most this many elements (or one tensor) at a time on a CPU: whole-model
-# temporaries cost more in page faults than the arithmetic does.
+# On a CPU, adaptive steps make temporaries of at most this many elements (or one tensor) at a
+# time: those of a whole model cost more in page faults than the arithmetic does.
 CPU_PIECE = 1 << 17
 
 
 def segments(groups: Sequence[Group], saved: dict[Tensor, Tensor]) -> list[Segment]:
-    """Return the parameters with a gradient, in runs of those that are perturbed alike.
+    """Return the parameters that have a gradient, grouped by how they are perturbed.
 
-    ``saved`` holds the memory in which each parameter's w is kept; what is missing is made.
+    ``saved`` maps a parameter to the tensor that its w is saved in; missing ones are made.
 
     Raises:
         RuntimeError: a gradient is sparse.
@@ -60,7 +60,7 @@ def segments(groups: Sequence[Group], saved: dict[Tensor, Tensor]) -> list[Segme
 
 
 def norm_dtype(p: Tensor) -> torch.dtype:
-    """Return the type in which norms are taken: p's own, but float32 for half precision."""
+    """Return the dtype in which norms are taken: p's own, but float32 for half precision."""
     return torch.promote_types(torch.float32, p.dtype)
 
 
@@ -69,7 +69,8 @@ def gradient_norm(segments: Sequence[Segment], out: Tensor) -> None:
     norms: list[Tensor] = []
     for segment in segments:
         for piece in _pieces(segment):
-            vectors = _normalised_gradients(piece) if piece.adaptive else tuple(piece.grads)
+            grads = piece.grads
+            vectors = _times_normalisation(piece, grads) if piece.adaptive else tuple(grads)
             norms += torch._foreach_norm(vectors, dtype=out.dtype)
     if norms:
         torch.linalg.vector_norm(torch.stack(norms), out=out)
@@ -80,8 +81,8 @@ def gradient_norm(segments: Sequence[Segment], out: Tensor) -> None:
 def perturb(segments: Sequence[Segment], norm: Tensor) -> None:
     """Save w, then w <- w + rho T^2 g / norm. A norm that is 0 or not finite perturbs nothing.
 
-    On a GPU that is decided without asking the host, by a factor of 0; there an element whose
-    gradient is not finite becomes NaN, until `restore`.
+    On a GPU the host does not read the norm: a factor of 0 takes the place of the decision. There
+    an element whose gradient is not finite becomes NaN, until `restore`.
     """
     for segment in segments:
         scale: Tensor | float = torch.where(
@@ -90,6 +91,7 @@ def perturb(segments: Sequence[Segment], norm: Tensor) -> None:
         if norm.device.type == "cpu":
             scale = float(scale)
         for piece in _pieces(segment):
+            # Saved in any case: `restore` does not ask whether w was perturbed.
             torch._foreach_copy_(piece.saved, piece.weights)
             if not isinstance(scale, float) or scale != 0.0:
                 _climb(piece, scale)
@@ -103,13 +105,14 @@ def restore(weights: list[Tensor], saved: list[Tensor]) -> None:
 def are_finite(grads: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """Return whether every element is finite: 0-d bool, on the gradients' device.
 
-    ``dtype`` is that of the norms which tell, at least float32.
+    ``dtype`` is that in which norms are taken; see `norm_dtype`.
     """
     filled = [g for g in grads if g.numel()]
     if not filled:
         return torch.tensor(True, device=grads[0].device)
     if filled[0].device.type == "cpu":
-        # The 2-norm is read at the memory's speed, the maximum is not; but the norm may overflow.
+        # The 2-norm runs at the speed of memory, the maximum does not. But the 2-norm of finite
+        # elements may overflow, so only the maximum can say that one is not finite.
         finite = torch.stack(torch._foreach_norm(filled, dtype=dtype)).isfinite().all()
         if finite:
             return finite
@@ -117,45 +120,34 @@ def are_finite(grads: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
 
 
 def _climb(piece: Segment, scale: Tensor | float) -> None:
-    """w <- w + scale T^2 g."""
+    """w <- w + scale T^2 g; ``scale`` is a number on a CPU, a 0-d tensor elsewhere."""
     weights, grads = piece.weights, piece.grads
     if isinstance(scale, float) and not piece.adaptive:
         torch._foreach_add_(weights, grads, alpha=scale)
     elif isinstance(scale, float):
-        torch._foreach_addcmul_(weights, _squared_normalisation(piece), grads, value=scale)
+        torch._foreach_addcmul_(weights, _times_normalisation(piece), grads, value=scale)
     else:
         ascent = torch._foreach_mul(grads, scale)
         if piece.adaptive:
-            torch._foreach_mul_(ascent, _squared_normalisation(piece))
+            torch._foreach_mul_(ascent, _times_normalisation(piece))
         torch._foreach_add_(weights, ascent)
 
 
-def _normalisation(piece: Segment) -> tuple[Tensor, ...]:
-    """T = |w| + eta, in new memory."""
+def _times_normalisation(piece: Segment, factors: list[Tensor] | None = None) -> tuple[Tensor, ...]:
+    """Return T times the factors, by default T^2, in new memory; T = |w| + eta.
+
+    Without eta T is taken as w: the sign of an element shows neither in a norm nor in T^2.
+    """
+    if piece.eta == 0.0:
+        return torch._foreach_mul(piece.weights, piece.weights if factors is None else factors)
     t = torch._foreach_abs(piece.weights)
     torch._foreach_add_(t, piece.eta)
-    return t
-
-
-def _normalised_gradients(piece: Segment) -> tuple[Tensor, ...]:
-    """T g; without eta up to the sign of each element, which a norm does not see."""
-    if piece.eta == 0.0:
-        return torch._foreach_mul(piece.weights, piece.grads)
-    t = _normalisation(piece)
-    torch._foreach_mul_(t, piece.grads)
-    return t
-
-
-def _squared_normalisation(piece: Segment) -> tuple[Tensor, ...]:
-    if piece.eta == 0.0:
-        return torch._foreach_mul(piece.weights, piece.weights)
-    t = _normalisation(piece)
-    torch._foreach_mul_(t, t)
+    torch._foreach_mul_(t, t if factors is None else factors)
     return t
 
 
 def _pieces(segment: Segment) -> Iterator[Segment]:
-    """The segment in runs of tensors; see `CPU_PIECE`."""
+    """Yield the segment whole, or cut between tensors into pieces; see `CPU_PIECE`."""
     if not segment.adaptive or segment.weights[0].device.type != "cpu":
         yield segment
         return

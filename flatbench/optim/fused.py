@@ -1,9 +1,9 @@
 """The three launches of a fused SAM step, over the tables of `tables.py`; kernels in `kernels.py`.
 
-Proven without a GPU: the kernels' numbers (in Triton's interpreter), their registers, spills and
-load width (compiled for sm_80 and sm_90), and their launching (Triton's own binder, compiler and
-launcher over a driver that is a stub, and what it was told to launch, interpreted). The tests
-marked ``gpu`` are for the rest: streams, graphs, synchronisation, speed.
+Tests without a GPU check the kernels' numbers (in Triton's interpreter), their registers, spills
+and load width (compiled for sm_80 and sm_90), and their launching (Triton's own binder, compiler
+and launcher run over a stub driver, whose launches are then interpreted). The tests marked ``gpu``
+check the rest: streams, graphs, synchronisation, speed.
 """
 
 from collections import Counter
@@ -23,13 +23,13 @@ from .layout import in_layout_of, is_dense
 from .tables import GradientTable, Tables, capturing, chunks_of, gradient_of, settings_row, upload
 
 BLOCK = 2048  # elements of a chunk
-PARTIALS = 1024  # programs of a sum at most: of the norm, which later programs fold, or a check
+PARTIALS = 1024  # programs at most that sum the norm's parts, or that check the second gradients
 
 _requires_grad, _dtype = attrgetter("requires_grad"), attrgetter("dtype")
 
 
 class Outcome(NamedTuple):
-    """What a step says about itself, in 0-d tensors on the device; see `SAM`'s attributes."""
+    """What a step reports, in 0-d tensors on the device; see the attributes of `SAM`."""
 
     gradient_norm: Tensor
     found_inf: Tensor
@@ -37,13 +37,13 @@ class Outcome(NamedTuple):
 
 
 class Refused(Exception):
-    """Parameters or groups have become such that there is no fused step for them."""
+    """The parameters or groups changed, and no fused step fits them any more."""
 
 
 def refusal(base: type[Optimizer], groups: Sequence[Group]) -> str | None:
     """Return why these groups cannot take the fused step, or None if they can.
 
-    Whether their device can launch it is `availability.why_not_fused`'s to say.
+    `availability.why_not_fused` tells whether their device can launch it.
     """
     return next(_objections(base, groups), None)
 
@@ -64,11 +64,11 @@ def _objections(base: type[Optimizer], groups: Sequence[Group]) -> Iterator[str]
 
 
 class FusedStep:
-    """Three launches a step, over tables that are written when something in them changes.
+    """A SAM step in three launches, over tables that are rewritten only when they must change.
 
     Args:
         base: the base optimizer; its groups and its state are used, in torch's own format.
-        saved_copy: gives the memory in which a parameter's w is saved.
+        saved_copy: returns the tensor that a parameter's w is saved in.
         outcome: tensors to write the outcome into.
 
     Attributes:
@@ -88,13 +88,13 @@ class FusedStep:
         self._state_names = (
             ("exp_avg", "exp_avg_sq", "step") if self._adam else ("momentum_buffer",)
         )
-        self._counts: dict[Tensor, Tensor] = {}
+        self._counts: dict[Tensor, Tensor] = {}  # for SGD, which keeps no step count itself
         self._tables: Tables | None = None
-        self._synced: dict[str, list[Any]] = {}
-        self._binaries: dict[tuple[Any, ...], Any] = {}  # of the kernels, by their constants
+        self._synced: dict[str, list[Any]] = {}  # what the host last wrote to each table
+        self._binaries: dict[tuple[Any, ...], Any] = {}  # compiled kernels by name and constants
 
     def ascend(self) -> list[Tensor]:
-        """Launches 1 and 2: the norm, then w saved and perturbed.
+        """Take the norm (launch 1), then save and perturb w (launch 2).
 
         Returns:
             The parameters that are perturbed now.
@@ -109,6 +109,8 @@ class FusedStep:
         walk = (tables.chunks, tables.tensors, pointers, tables.settings)
         norm, found_inf, _ = self._outcome
         n_chunks, kind = tables.n_chunks, tables.ascent.kind
+        # Each weight's perturbation needs the whole norm, which is there at the end of a launch.
+        # The next launch folds the partial sums, in each of its programs and in one order.
         self._launch(
             "norm_partials", min(n_chunks, PARTIALS), *walk, tables.partials, n_chunks,
             GRAD=kind, ANY_ADAPTIVE=tables.any_adaptive, BLOCK=BLOCK,
@@ -118,11 +120,11 @@ class FusedStep:
             *walk, tables.schedule, tables.partials, tables.counters, norm, found_inf,
             GRAD=kind, ADAM=self._adam, PARTIALS=PARTIALS, BLOCK=BLOCK,
         )  # fmt: skip
-        self._first_pointers = pointers
+        self._first_pointers = pointers  # tells launch 3 which tensors are perturbed
         return [p for p, g in zip(tables.params, gradients, strict=True) if g is not None]
 
     def descend(self) -> None:
-        """Launch 3: the second gradients checked, w restored, and the base's step from it.
+        """Check the second gradients, restore w and take the base's step from it (launch 3).
 
         Raises:
             RuntimeError: a parameter that required no gradient in ``ascend`` has one now.
@@ -130,13 +132,16 @@ class FusedStep:
         tables = self._tables
         assert tables is not None, "ascend comes first"
         params = parameters(self._base.param_groups)
+        # The tables leave out what was frozen in `ascend`, so the kernel would not step it.
         if len(params) > len(tables.params):
             known = set(tables.params)
             if any(p.grad is not None and p not in known for p in params):
                 raise RuntimeError("a parameter that was frozen in first_step has a gradient now")
+        # Some of `_gradients` may be copies: the name keeps them until the launch.
         pointers, _gradients = tables.descent.point_at(list(map(gradient_of, tables.params)))
         _, found_inf, skipped_steps = self._outcome
         n_chunks = tables.n_chunks
+        # One program steps each chunk; the others check the gradients for all of them.
         self._launch(
             "restore_and_step", n_chunks + min(n_chunks, PARTIALS),
             tables.chunks, tables.tensors, self._first_pointers, pointers, tables.settings,
@@ -145,17 +150,18 @@ class FusedStep:
         )  # fmt: skip
 
     def _launch(self, name: str, programs: int, *arguments: Any, **constants: Any) -> None:
-        """Launch a kernel, and from its second time on the binary that the first one made.
+        """Launch a kernel; from the second time on, launch its compiled binary directly.
 
-        Triton would look for it by each argument's type and alignment, and compare all constants
-        of the kernels' module: half of a launch's time on the host. Here the constants tell: every
-        argument is a number of one type, or a tensor of our own, which is aligned.
+        Triton would look the binary up by the type and alignment of each argument, and compare all
+        constants of the kernels' module: half of a launch's time on the host. Here name and
+        constants are enough: an argument's type never changes, and every tensor is one that this
+        package allocated, which is aligned.
         """
         key = (name, *constants.values())
         binary = self._binaries.get(key)
         if binary is None:
             kernel = getattr(kernels, name)
-            # None from Triton's interpreter
+            # Triton's interpreter returns None, so there every launch comes through here.
             binary = kernel[(programs,)](*arguments, **constants, **kernels.LAUNCH)
             self._binaries[key] = binary
         else:
@@ -163,17 +169,17 @@ class FusedStep:
         self.launches[name] += 1
 
     def sync(self) -> None:
-        """Bring to the device what a replayed graph reads there: settings, and its gradients."""
+        """Write what a replayed graph reads on the device: settings and gradient addresses."""
         self.sync_settings()
         if self._tables is not None:
             self._tables.ascent.write_captured()
             self._tables.descent.write_captured()
 
     def sync_settings(self) -> None:
-        """Bring the groups' rho, lr, ... to the device where they differ from what is there.
+        """Write the groups' rho, lr, ... to the device, if they changed since the last time.
 
         Raises:
-            RuntimeError: they differ, and a graph is being captured, which would freeze them.
+            RuntimeError: they changed, and a graph is being captured, which would freeze them.
         """
         tables = self._tables
         if tables is None:
@@ -183,6 +189,7 @@ class FusedStep:
         lrs = [group["lr"] for group in groups]
         numbers = [0.0 if isinstance(lr, Tensor) else float(lr) for lr in lrs]
         self._sync("rates", tables.rates, numbers)
+        # A tensor lr is copied on the device: to read it, the host would have to wait.
         for i, lr in enumerate(lrs):
             if isinstance(lr, Tensor) and not _is_readable_rate(lr, tables.rates):
                 tables.rates[i].copy_(lr.detach().squeeze())
@@ -200,10 +207,7 @@ class FusedStep:
         self.uploads[name] += 1
 
     def traffic(self) -> dict[str, int]:
-        """Return the bytes that each launch of the last step read and wrote, the tables left out.
-
-        The third launch reads the second gradients twice: to check all of them, then to step.
-        """
+        """Return the bytes that each launch of the last step read and wrote, without the tables."""
         tables = self._tables
         assert tables is not None, "a step comes first"
         moved = Counter[str]()
@@ -212,22 +216,24 @@ class FusedStep:
         ):
             n, word = p.numel(), p.element_size()
             if first:
-                moved["norm_partials"] += n * (first + word * adaptive)
-                moved["perturb"] += n * (first + 3 * word)
+                moved["norm_partials"] += n * (first + word * adaptive)  # T needs w
+                moved["perturb"] += n * (first + 3 * word)  # reads w; writes the copy and w
             if second:
+                # Reads the gradients twice, to check all of them and to step; reads the copy,
+                # writes w; reads and writes each moment.
                 moved["restore_and_step"] += n * (2 * second + (2 + 2 * tables.moments) * word)
             elif first:
-                moved["restore_and_step"] += n * 2 * word
+                moved["restore_and_step"] += n * 2 * word  # puts w back
         return dict(moved)
 
     def _current_tables(self) -> tuple[Tables, list[Tensor | None]]:
-        """Return the tables, written anew if something in them changed, and the gradients."""
+        """Return the tables, rewritten if they must change, and their parameters' gradients."""
         groups = self._base.param_groups
         params = parameters(groups)
         gradients: list[Tensor | None] = list(map(gradient_of, params))
         wanted = list(map(_requires_grad, params))
         if not all(wanted):
-            # What is frozen and has a gradient all the same is stepped, as torch's own steps do.
+            # A frozen parameter that has a gradient is stepped, as torch's own steps do.
             wanted = [r or g is not None for r, g in zip(wanted, gradients, strict=True)]
             gradients = list(compress(gradients, wanted))
         fingerprint = self._fingerprint(groups, params, wanted)
@@ -239,7 +245,7 @@ class FusedStep:
                 raise Refused(reason)
             params = list(compress(params, wanted))
             self._tables = self._write_tables(params)
-            # What the writing made, momentum for one, has a part in it.
+            # Only now: the fingerprint covers the state too, and writing the tables may make some.
             params = parameters(groups)
             self._tables.fingerprint = self._fingerprint(groups, params, wanted)
             self._synced = {}
@@ -250,7 +256,8 @@ class FusedStep:
         self, groups: Sequence[Group], params: list[Tensor], wanted: list[bool]
     ) -> tuple[object, ...]:
         """Return what the tables depend on: addresses, layouts, and some of the groups' options."""
-        # By identity, which is safe: what the tables address lives as long as they do.
+        # State is compared by identity. That is safe: the tables keep what they address alive, so
+        # that no later tensor can have its id.
         states = chain.from_iterable(map(dict.values, self._base.state.values()))
         return (
             wanted,
@@ -269,6 +276,7 @@ class FusedStep:
 
     def _write_tables(self, params: list[Tensor]) -> Tables:
         groups, device = self._base.param_groups, params[0].device
+        # parameter -> the number of its group, whether T = |w| + eta
         place = {
             p: (i, is_adaptive(group, k))
             for i, group in enumerate(groups)
@@ -276,6 +284,7 @@ class FusedStep:
         }
         moments = 2 if self._adam else int(any(group["momentum"] for group in groups))
         rates = torch.zeros(len(groups), device=device)
+        # A tensor lr is read where it is if the kernels can: a graph then sees it change.
         rate_of = [
             lr if isinstance(lr := group["lr"], Tensor) and _is_readable_rate(lr, rates) else rate
             for group, rate in zip(groups, rates, strict=True)
@@ -315,7 +324,7 @@ class FusedStep:
         )
 
     def _moment_tensors(self, p: Tensor, group: Group) -> list[Tensor]:
-        """Return the base's state of p, made if missing, in p's layout."""
+        """Return the moment buffers that the base keeps for p, made if missing, in p's layout."""
         names: tuple[str, ...] = ("exp_avg", "exp_avg_sq")
         if not self._adam:
             names = ("momentum_buffer",) if group["momentum"] else ()
@@ -327,7 +336,11 @@ class FusedStep:
         return [state[name] for name in names]
 
     def _step_count(self, p: Tensor) -> Tensor:
-        """Return how many steps p has had: Adam's own count; for SGD, whether it was any."""
+        """Return p's step count, 0-d float32 on p's device.
+
+        Adam keeps one. SGD does not: its count starts at 1 where p has a momentum buffer and at 0
+        elsewhere, since the kernel asks only whether the step is the first.
+        """
         state = self._base.state[p]
         if self._adam:
             count = torch.as_tensor(state.get("step", 0.0), dtype=torch.float32, device=p.device)
@@ -340,5 +353,5 @@ class FusedStep:
 
 
 def _is_readable_rate(lr: Tensor, table: Tensor) -> bool:
-    """Return whether the kernels can read this learning rate in place, so that it may change."""
+    """Return whether the kernels can read this learning rate where it is, without a copy."""
     return lr.dtype == table.dtype and lr.device == table.device and lr.numel() == 1

@@ -1,4 +1,4 @@
-"""What SAM asks of parameter groups."""
+"""What SAM asks of parameter groups, and what it refuses."""
 
 import math
 from collections.abc import Sequence
@@ -10,19 +10,19 @@ Group = dict[str, Any]
 
 
 def is_adaptive(group: Group, index: int) -> bool:
-    """Whether T = |w| + eta, rather than 1, on the group's parameter of this index."""
+    """Return whether T = |w| + eta, rather than 1, for the group's parameter of this index."""
     if group["adaptive"] == "weights":
         return "weight" in group["param_names"][index]
     return bool(group["adaptive"])
 
 
 def parameters(groups: Sequence[Group]) -> list[Tensor]:
-    """All parameters, in the order of the groups."""
+    """Return all parameters, in the order of the groups."""
     return [p for group in groups for p in group["params"]]
 
 
 def check_options(group: Group) -> None:
-    """Raise ValueError for a value of rho, eta or adaptive that is not allowed."""
+    """Raise ValueError for an invalid rho, eta or adaptive."""
     for option in ("rho", "eta"):
         value = group[option]
         if not isinstance(value, (int, float)) or not 0.0 <= value < math.inf:
@@ -52,7 +52,7 @@ def check_parameters(groups: Sequence[Group]) -> None:
         raise ValueError("two parameters share memory; SAM would perturb it twice")
     devices = sorted({str(p.device) for p in params})
     if len(devices) > 1:
-        raise ValueError(f"SAM needs all parameters on one device, got {', '.join(devices)}")
+        raise ValueError(f"parameters must be on one device, got {', '.join(devices)}")
     kinds = sorted({str(p.dtype) for p in params if not p.is_floating_point()})
     if kinds:
-        raise ValueError(f"SAM perturbs floating-point parameters, got {', '.join(kinds)}")
+        raise ValueError(f"parameters must be floating-point, got {', '.join(kinds)}")

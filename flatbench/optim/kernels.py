@@ -14,8 +14,8 @@ number of tensors (`fused.py` writes the tables):
                UNWRITTEN in a captured graph's table until the host has written it
 ``settings``   float64 (groups, 7): hyperparameters of each parameter group, columns below
 ``partials``   float32 (PARTIALS,): the norm's sums; 0 beyond the programs that it had
-``schedule``   float32 (tensors, 4): step count to be, and Adam's bias corrections for it
-``counters``   int32 (2,): what the programs of `restore_and_step` count together, see there
+``schedule``   float32 (tensors, 4): the coming step count, and Adam's bias corrections for it
+``counters``   int32 (2,): tickets and verdicts of `restore_and_step`, see there
 
 Every sum has one order and atomics only count, so results repeat bit for bit. No value visits the
 host. Division and square root are the IEEE ones, and the launches switch the contraction of
@@ -60,14 +60,14 @@ SCHEDULE_COLUMNS = tl.constexpr(4)
 # Entries of `counters`.
 TICKETS = tl.constexpr(0)
 VERDICTS = tl.constexpr(1)
-BAD = tl.constexpr(1 << 16)  # a verdict is 1, or 1 + BAD; more than the checkers there can be
+BAD = tl.constexpr(1 << 16)  # a verdict is 1, or 1 + BAD; BAD exceeds the number of checkers
 
 UNWRITTEN = tl.constexpr(-1)
 
 
 @triton.jit
 def _chunk(chunks, tensors, index, BLOCK: tl.constexpr):
-    """Of a chunk: its tensor, the tensor's row, the first element, how many are left from there."""
+    """Return the chunk's tensor, the tensor's row, its first element, and how many are left."""
     tensor = tl.load(chunks + 2 * index).to(tl.int64)
     start = tl.load(chunks + 2 * index + 1).to(tl.int64) * BLOCK
     row = tensors + tensor * TENSOR_COLUMNS
@@ -116,7 +116,7 @@ def _store(address, start, left, values, BLOCK: tl.constexpr, FULL: tl.constexpr
 
 @triton.jit
 def _is_full(left, addresses, BLOCK: tl.constexpr):
-    """Whether a whole chunk can move 128 bits at a time; ``addresses`` are or-ed together."""
+    """Return whether a whole chunk can move 128 bits at a time; ``addresses`` are or-ed."""
     return (left >= BLOCK) & (addresses % 16 == 0)
 
 
@@ -186,8 +186,8 @@ def perturb(
 ):  # fmt: skip
     """Save w, then w <- w + rho T^2 g / ||T g||; one chunk a program.
 
-    Writes the norm and whether it is not finite, and each tensor's step count to be. That count
-    is read in the next launch only: there one program writes it back while others still read.
+    Writes the norm and whether it is not finite, and each tensor's coming step count. That count
+    has a place of its own: one program of the next launch copies it back while others read it.
     Sets the counters of the next launch to 0.
     """
     norm = tl.sqrt_rn(tl.sum(tl.load(partials + tl.arange(0, PARTIALS))))
@@ -292,7 +292,7 @@ def _base_chunk(
 def _finite(
     chunks, tensors, gradients, index, stride, n_chunks, GRAD: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Whether every element of the gradients is finite, in every stride-th chunk from index."""
+    """Return whether the gradients are finite in every stride-th chunk, from index on."""
     spoilt = tl.zeros([BLOCK], tl.float32)
     while index < n_chunks:
         tensor, _row, start, left = _chunk(chunks, tensors, index, BLOCK)
@@ -312,7 +312,7 @@ def _step_chunk(
     chunks, tensors, ascent_gradients, gradients, settings, schedule, index, skip,
     GRAD: tl.constexpr, ADAM: tl.constexpr, MOMENTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One chunk's base step from the saved w; or, to be skipped, only put back."""
+    """Take one chunk's base step from the saved w; with ``skip``, only put w back."""
     tensor, row, start, left = _chunk(chunks, tensors, index, BLOCK)
     weight, saved = tl.load(row + WEIGHT), tl.load(row + SAVED)
     perturbed = tl.load(ascent_gradients + tensor) > 0
@@ -396,5 +396,5 @@ def restore_and_step(
 
 @triton.jit
 def trial(out):
-    """Writes a 1: launched once a process, to see whether kernels can be launched at all."""
+    """Write a 1. It is launched once a process, to see whether kernels can be launched at all."""
     tl.store(out, 1.0)

@@ -62,8 +62,8 @@ class SAM(Optimizer):
             "fused" is three Triton launches a step, on CUDA, for float32 parameters with SGD,
             Adam (not amsgrad) and AdamW. "auto" is fused where that is possible, else eager; if a
             CUDA device can't launch Triton kernels, one warning says why.
-        **base_kwargs: handed to the base (``lr``, ``momentum``, ...). Unless they say ``fused``,
-            ``foreach``, torch's fused step is taken where the base has it.
+        **base_kwargs: handed to the base (``lr``, ``momentum``, ...). Unless they hold ``fused``
+            or ``foreach``, torch's own fused step is taken where the base has one.
 
     Neither path waits for the device, except eager on a GPU around a base without torch's fused
     step, which reads ``found_inf`` once a step. A fused step can be captured in a CUDA graph after
@@ -78,9 +78,9 @@ class SAM(Optimizer):
             at every step: accumulate it, don't keep it.
         found_inf: 0-d float tensor, 1 if that norm, or an element of the gradients in second_step,
             was not finite. In the first case first_step perturbs nothing; in both second_step
-            leaves weights and state as they were before the step. Whoever knows the second
-            gradient to be bad may fill it with 1 before second_step.
-        skipped_steps: 0-d int64 tensor, how many steps were skipped so.
+            leaves weights and state as they were before the step. To skip a step whose second
+            gradient you know to be bad, fill it with 1 before second_step.
+        skipped_steps: 0-d int64 tensor, how many steps were skipped for that.
 
     Example::
 
@@ -92,10 +92,11 @@ class SAM(Optimizer):
         optimizer.second_step(zero_grad=True)
 
     Raises:
-        TypeError, ValueError: an argument that is not allowed, or parameters that cannot be
-            perturbed together (several devices, complex, the same tensor twice).
+        TypeError, ValueError: an invalid argument, or parameters that cannot be perturbed
+            together (several devices, complex, the same tensor twice).
         RuntimeError: half-steps out of order, a sparse gradient, or ``state_dict``,
-            ``load_state_dict``, pickling between the half-steps, when the weights are not w.
+            ``load_state_dict``, ``add_param_group`` or pickling between the half-steps, when the
+            weights are not w.
     """
 
     base_optimizer: Optimizer
@@ -138,13 +139,13 @@ class SAM(Optimizer):
 
     @property
     def implementation(self) -> str:
-        """The one in use: "eager" or "fused"."""
+        """The implementation in use: "eager" or "fused"."""
         return "eager" if self._fused_step() is None else "fused"
 
     def first_step(self, zero_grad: bool = False) -> None:
         """Perturb w to w + e(w) with the gradients in ``p.grad``.
 
-        Parameters without a gradient stay where they are and count nothing in the norm. With a
+        Parameters without a gradient stay where they are and do not count in the norm. With a
         norm of zero nothing is perturbed; with one that is not finite the whole step is skipped.
 
         Raises:
@@ -179,7 +180,7 @@ class SAM(Optimizer):
             self.zero_grad()
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Both half-steps. The gradients of the first pass are there already.
+        """Take both half-steps; the gradients of the first pass must be in ``p.grad``.
 
         Args:
             closure: does the second forward and backward pass, returns the loss; it is called
@@ -207,12 +208,12 @@ class SAM(Optimizer):
         self._perturbed = None
 
     def sync_hyperparameters(self) -> None:
-        """Bring to the device what a replayed graph reads there: lr, rho, ..., and its gradients.
+        """Write what a replayed graph reads on the device: lr, rho, ... and gradient addresses.
 
-        ``first_step`` does so itself. With a CUDA graph of fused steps, call it once after the
-        capture, which tells the graph where its gradients lie (replays before that skip their
-        steps, and ``skipped_steps`` counts them), and whenever a scheduler or a script has changed
-        a number in ``param_groups``.
+        ``first_step`` writes lr, rho, ... itself. With a CUDA graph of fused steps, call this once
+        after the capture, which tells the graph where its gradients lie (replays before that skip
+        their steps, and ``skipped_steps`` counts them), and whenever a scheduler or a script has
+        changed a number in ``param_groups``.
         """
         fused = self._fused_step()
         if fused is not None:
@@ -234,12 +235,12 @@ class SAM(Optimizer):
         self._forget_fused_step()
 
     def state_dict(self) -> StateDict:
-        """The base optimizer's state and all groups' options, in torch's own format."""
+        """Return the base optimizer's state and all groups' options, in torch's own format."""
         self._refuse_between_half_steps("state_dict")
         return super().state_dict()
 
     def load_state_dict(self, state_dict: StateDict) -> None:
-        """Load what ``state_dict`` gave; a plain base optimizer's one is taken too."""
+        """Load a ``state_dict`` of SAM or of a plain base optimizer."""
         self._refuse_between_half_steps("load_state_dict")
         super().load_state_dict(state_dict)
 
@@ -265,7 +266,7 @@ class SAM(Optimizer):
             self._attach()
 
     def _attach(self) -> None:
-        # Weakly: a circle would keep the state's memory until the garbage collector comes.
+        # The hook holds self weakly: a cycle would keep the state until garbage collection.
         follow = weakref.WeakMethod(self._follow_base)
 
         def tell(_: Optimizer) -> None:
@@ -319,7 +320,7 @@ class SAM(Optimizer):
             torch.maximum(self.found_inf, ~finite, out=self.found_inf)
         prepare_fused_base(base)
         if self.found_inf.is_cuda and getattr(base, "_step_supports_amp_scaling", False):
-            # torch's own way to skip a step without asking the host. Without it the host asks.
+            # torch's fused steps read this on the device. Without them the host must read it.
             base.found_inf = self.found_inf  # type: ignore[attr-defined]
             base.step()
             del base.found_inf  # type: ignore[attr-defined]
@@ -335,7 +336,7 @@ class SAM(Optimizer):
         return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
     def _fused_step(self) -> "FusedStep | None":
-        """The fused step if it is wanted and possible; None is eager."""
+        """Return the fused step if it is wanted and possible, else None: the step is eager."""
         if not self._is_chosen:
             self._fused = self._make_fused_step()
             self._is_chosen = True
@@ -366,7 +367,7 @@ class SAM(Optimizer):
         self._is_chosen = False
 
     def _follow_device(self) -> None:
-        """Models may be moved, or cast, after the optimizer was made; so torch's do."""
+        """Follow a model that was moved or cast, which torch's optimizers allow too."""
         first, norm = self.param_groups[0]["params"][0], self.gradient_norm
         if (first.device, eager.norm_dtype(first)) != (norm.device, norm.dtype):
             check_parameters(self.param_groups)

@@ -1,4 +1,7 @@
-"""What the kernels walk, in device memory, and the writing of it; the columns are in `kernels`."""
+"""The tables in device memory that the kernels walk, and how they are written.
+
+`kernels` says what their columns hold.
+"""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,17 +18,18 @@ from .groups import Group
 from .layout import in_layout_of
 
 gradient_of = attrgetter("grad")
-Fact = tuple[torch.dtype, tuple[int, ...]]
+Fact = tuple[torch.dtype, tuple[int, ...]]  # a gradient's dtype and strides
 
 
 def capturing(t: Tensor) -> bool:
-    """Whether a CUDA graph is being captured on the current stream of t's device."""
+    """Return whether a CUDA graph is being captured on the current stream of t's device."""
     return t.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def upload(values: Sequence[Any], out: Tensor) -> None:
     """Write numbers to the device without waiting for it."""
-    # The caching allocator does not hand pinned memory out again before the copy has run.
+    # `host` may go out of scope at once: the caching allocator does not hand pinned memory out
+    # again before the copy has run.
     host = torch.tensor(values, dtype=out.dtype, pin_memory=out.is_cuda)
     out.copy_(host, non_blocking=True)
 
@@ -37,34 +41,35 @@ class Tables:
     params: list[Tensor]
     adaptive: list[bool]  # of each parameter
     moments: int  # buffers of the base that each parameter has, 0 to 2
-    addressed: list[Tensor]  # by `tensors`, beside the parameters: they live as long as it does
+    addressed: list[Tensor]  # what `tensors` points at beside the parameters, kept alive here
     chunks: Tensor  # int32 (chunks, 2)
     tensors: Tensor  # int64 (tensors, TENSOR_COLUMNS)
     settings: Tensor  # float64 (groups, SETTING_COLUMNS)
-    rates: Tensor  # float32 (groups,), learning rates that are numbers
+    rates: Tensor  # float32 (groups,), learning rates that the kernels cannot read in place
     schedule: Tensor  # float32 (tensors, SCHEDULE_COLUMNS)
     partials: Tensor  # float32 (PARTIALS,)
     counters: Tensor  # int32 (2,)
     ascent: "GradientTable"
     descent: "GradientTable"
-    fingerprint: object = None  # of what they were written from; see `FusedStep`
+    fingerprint: object = None  # what they were written from; see `FusedStep`
 
     def __post_init__(self) -> None:
-        # Launching asks for these at every step.
+        # Taken once, since every step asks for them.
         self.n_chunks = len(self.chunks)
         self.any_adaptive = any(self.adaptive)
 
 
 def chunks_of(params: Sequence[Tensor], block: int) -> Tensor:
-    """Return int32 (chunks, 2) on the CPU: the tensor of each chunk, and its place in it."""
-    blocks = torch.tensor([-(-p.numel() // block) for p in params])
+    """Return int32 (chunks, 2) on the CPU: each chunk's tensor, and its number within it."""
+    blocks = torch.tensor([-(-p.numel() // block) for p in params])  # chunks of each, rounded up
     tensor = torch.repeat_interleave(blocks)
+    # a chunk's number among all chunks, less that of its tensor's first one
     place = torch.arange(len(tensor)) - (blocks.cumsum(0) - blocks)[tensor]
     return torch.stack([tensor, place], dim=1).to(torch.int32)
 
 
 def settings_row(group: Group, adam: bool) -> list[float]:
-    """Return a group's row of the table ``settings``."""
+    """Return a group's row of the table ``settings``; SGD and Adam share its last columns."""
     decay = float(group["weight_decay"])
     if adam:
         own = (*group["betas"], group["eps"])
@@ -78,15 +83,16 @@ def settings_row(group: Group, adam: bool) -> list[float]:
 
 
 class GradientTable:
-    """Addresses of one pass's gradients on the device, written anew when one of them changes.
+    """The addresses of one pass's gradients, in a table on the device.
 
-    Outside a graph autograd allocates gradients anew each step, so most steps write it: a copy
-    of 8 bytes a tensor from pinned memory, for which the host does not wait. A captured graph has
-    a table of its own, which is written once, by `write_captured`.
+    The table is rewritten when an address changes. Outside a graph autograd allocates new gradients
+    at each step, so that most steps rewrite it: a copy of 8 bytes a tensor from pinned memory, for
+    which the host does not wait. A captured graph has a table of its own, which `write_captured`
+    writes once.
 
     Attributes:
         kind: Triton's type of the gradients last read, float32 or bfloat16.
-        bytes: of an element of each, 0 where there is none.
+        bytes: bytes of one element of each gradient, 0 where there is no gradient.
     """
 
     def __init__(self, params: list[Tensor], device: torch.device, uploads: Counter[str]) -> None:
@@ -95,22 +101,22 @@ class GradientTable:
         self._params = params
         self._table = torch.zeros(len(params), dtype=torch.int64, device=device)
         self._uploads = uploads
-        self._facts: list[Fact | None] = []  # of gradients that needed no copy
-        self._addresses: list[int] = []
-        self._spare: Tensor | None = None
-        self._captured: list[tuple[Tensor, list[int]]] = []
-        self._written = 0  # of the captured
+        self._facts: list[Fact | None] = []  # of the last gradients, if none needed a copy
+        self._addresses: list[int] = []  # what the host last wrote to the table
+        self._spare: Tensor | None = None  # the table of the next graph
+        self._captured: list[tuple[Tensor, list[int]]] = []  # each graph's table and addresses
+        self._written = 0  # how many of these are written
 
     def point_at(
         self, gradients: Sequence[Tensor | None]
     ) -> tuple[Tensor, Sequence[Tensor | None]]:
         """Return the table, int64 (tensors,), and the gradients that it points at.
 
-        They are those given, in the parameters' order, or copies that the kernels can walk: keep
-        them until the launch that reads them.
+        These are the gradients given, in the order of the parameters, or copies that the kernels
+        can walk. Keep them until the launch that reads them.
 
         Raises:
-            RuntimeError: a gradient is sparse, or a second capture comes without a step between.
+            RuntimeError: a gradient is sparse, or two captures come without a step between them.
         """
         facts = [None if g is None else (g.dtype, g.stride()) for g in gradients]
         if facts != self._facts:
@@ -127,7 +133,7 @@ class GradientTable:
         return self._table, gradients
 
     def write_captured(self) -> None:
-        """Write the tables of captured graphs that are not written yet."""
+        """Write the tables of the graphs captured since the last call."""
         for table, addresses in self._captured[self._written :]:
             upload(addresses, table)
             self._uploads["gradients"] += 1
@@ -136,7 +142,8 @@ class GradientTable:
     def _readable(
         self, given: Sequence[Tensor | None], facts: list[Fact | None]
     ) -> Sequence[Tensor | None]:
-        """Return the gradients as the kernels can walk them: laid out as p is, all of one type."""
+        """Return the gradients as the kernels can walk them: in p's layout, all of one dtype."""
+        # A kernel is compiled for one dtype: bfloat16 if that is what all have, else float32.
         kinds = {g.dtype for g in given if g is not None}
         wanted = torch.bfloat16 if kinds == {torch.bfloat16} else torch.float32
         readable: list[Tensor | None] = []
@@ -151,8 +158,9 @@ class GradientTable:
         return readable
 
     def _own_table(self, addresses: list[int]) -> Tensor:
-        # Made before the capture, so that it lies outside of the graph's own memory, and full of
-        # UNWRITTEN: a graph that is replayed before `write_captured` skips its steps, and counts.
+        # The spare was made before the capture, so that it lies outside of the graph's own memory.
+        # It is full of UNWRITTEN: a graph replayed before `write_captured` skips its steps, and
+        # counts them.
         if self._spare is None:
             raise RuntimeError("take a SAM step between two captures")
         table, self._spare = self._spare, None

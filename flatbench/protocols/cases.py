@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from flatbench import components
 from flatbench.errors import UsageError
-from flatbench.protocols.protocol import Protocol, Row
+from flatbench.models import ARCHITECTURES
+from flatbench.protocols.protocol import LOSS, OPTIMIZERS, Architecture, Protocol, Row
 from flatbench.protocols.reading import load
 
 _T = TypeVar("_T")
@@ -37,6 +39,28 @@ class Case:
     def epochs(self) -> int:
         """The row's own number of epochs, or the protocol's."""
         return self.row.epochs or self.protocol.training.epochs
+
+    @property
+    def architecture_settings(self) -> Architecture:
+        """What the architecture's name stands for."""
+        return self.protocol.model.architecture(self.architecture)
+
+    def references(self) -> tuple[str, ...]:
+        """Return every reference to code that is not flatbench's, each once."""
+        row, network = self.row, self.architecture_settings
+        source, metric = self.protocol.data.source, self.protocol.training.metric
+        named = [
+            row.optimizer,
+            row.groups,
+            network.build,
+            self.protocol.training.loss,
+            source.what if source is not None and source.kind == "function" else None,
+            metric.ref if metric is not None else None,
+        ]
+        options = [row.options, network.options, source.options if source is not None else {}]
+        ours = (*OPTIMIZERS, *ARCHITECTURES, LOSS)
+        found = [text for text in named if text is not None and text not in ours]
+        return tuple(dict.fromkeys([*found, *components.references(options)]))
 
     def cell_hash(self) -> str:
         """Return the hash of everything in the protocol that bears on this case's result."""

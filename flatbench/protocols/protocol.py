@@ -31,6 +31,7 @@ _SEEDS = Check(
     lambda xs: len(xs) > 0 and len(set(xs)) == len(xs) and min(xs) >= 0,
     "a list of different whole numbers of at least 0",
 )
+LOSS = "cross-entropy"
 OPTIMIZERS = ("sgd", "adam", "adamw")  # the short names; all else is a reference
 DATA_SETS = ("digits", "fashion-mnist", "cifar10", "cifar100")
 
@@ -39,9 +40,7 @@ _OPTIMIZER = Check(
     f"one of {', '.join(OPTIMIZERS)}, or {components.FORMS}, as torch.optim:RMSprop",
 )
 _REFERENCE = Check(components.is_reference, components.FORMS)
-_LOSS = Check(
-    lambda x: components.is_known(x, ("cross-entropy",)), f"cross-entropy, or {components.FORMS}"
-)
+_LOSS = Check(lambda x: components.is_known(x, (LOSS,)), f"{LOSS}, or {components.FORMS}")
 
 Optimizer = Annotated[str, _OPTIMIZER]
 ReferenceText = Annotated[str, _REFERENCE]
@@ -101,7 +100,7 @@ class Training:
 
     epochs: Count
     batch_size: Annotated[int, Check(lambda x: x >= 2, "a whole number of at least 2")]
-    loss: Annotated[str, _LOSS] = "cross-entropy"  # or a reference: (outputs, targets) -> mean
+    loss: Annotated[str, _LOSS] = LOSS  # or a reference: (outputs, targets) -> mean
     metric: Metric | None = field(default=None, metadata=_YOUNGER)  # None: top-1 accuracy
     label_smoothing: Fraction = 0.0
     schedule: Literal["constant", "cosine", "step"] = "cosine"

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import platform
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import sklearn
 import torch
 
 import flatbench
@@ -17,7 +20,7 @@ import flatbench
 PACKAGE = Path(flatbench.__file__).parent
 # What turns a case into its numbers. An edit elsewhere, of the report say, leaves every record and
 # every checkpoint valid.
-HASHED = ("data", "models", "optim", "protocols", "sharpness", "training")
+HASHED = ("components", "data", "models", "optim", "protocols", "sharpness", "training")
 
 
 @functools.cache
@@ -47,18 +50,34 @@ def source_hash() -> str:
     """Return 12 hex digits of the SHA-256 of the Python sources in the rooms of `HASHED`."""
     digest = hashlib.sha256()
     for room in HASHED:
-        for path in sorted((PACKAGE / room).rglob("*.py")):
+        for path in sorted([*PACKAGE.glob(f"{room}.py"), *(PACKAGE / room).rglob("*.py")]):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
 
-def key(cell_hash: str, seed: int, device: torch.device) -> str:
-    """Return what two runs must share for one to stand for the other, bit for bit.
+def key(
+    cell_hash: str, seed: int, device: torch.device, data: str, sources: Iterable[str] = ()
+) -> str:
+    """Return 12 hex digits that two runs share if one can stand for the other, bit for bit.
 
-    The protocol's content for the case, the seed, the sources that train, torch and the device.
+    Args:
+        cell_hash: stands for the protocol's content for the case.
+        seed: the case's.
+        device: where the run is; its name and what torch makes of the processor count.
+        data: the digest of the data.
+        sources: what identifies the code that the case names beside flatbench's own.
     """
-    parts = [cell_hash, str(seed), source_hash(), torch.__version__, _device_name(device)]
+    parts = [
+        *(cell_hash, str(seed), source_hash(), data, *sources),
+        *(torch.__version__, sklearn.__version__),
+        *(_device_name(device), torch.backends.cpu.get_cpu_capability(), _onednn()),
+    ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+
+
+def _onednn() -> str:
+    """Return which instructions oneDNN may use: ONEDNN_MAX_CPU_ISA narrows it under torch."""
+    return os.environ.get("ONEDNN_MAX_CPU_ISA", "default")
 
 
 def _device_name(device: torch.device) -> str:
@@ -87,6 +106,7 @@ def describe(device: torch.device, precision: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
+        "scikit_learn": sklearn.__version__,
         "system": platform.system(),
         "processor": processor(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
@@ -111,7 +131,7 @@ def _cudnn() -> int | None:
 
 @functools.cache
 def driver() -> str | None:
-    """Return the version of NVIDIA's driver, or None where nothing tells."""
+    """Return the version of NVIDIA's driver, or None where nvidia-smi does not tell."""
     try:
         done = subprocess.run(
             ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],

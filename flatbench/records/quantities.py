@@ -1,7 +1,7 @@
 """The quantities that a record has: each one's title, unit, better side and scale.
 
-The gate, the tables and the figures ask here which side is better and how a number is called. A
-protocol names the sharpness measures that it wants (`flatbench.protocols.protocol.Measure`); this
+The gate, the tables and the figures look up here which side is better and what a number is called.
+A protocol names the sharpness measures that it wants (`flatbench.protocols.protocol.Measure`); this
 module says what they are, and a test holds the two lists together.
 """
 
@@ -12,7 +12,7 @@ from typing import Final, Literal
 
 from flatbench.records.record import Record
 
-# On which scale the values over seeds are taken to be normal; flatbench.gate.scales says why.
+# The scale on which values over seeds are taken to be normal; flatbench.gate.scales says why.
 Scale = Literal["linear", "log", "log-error"]
 
 TEST_ACCURACY: Final = "test_accuracy"
@@ -25,23 +25,23 @@ STANDARD_ERROR: Final = "_standard_error"  # ends the name of a measure's own st
 
 @dataclass(frozen=True)
 class Quantity:
-    """One number of a record. Measures that are not listed are taken for a sharpness."""
+    """One number of a record. A measure that is not listed is treated as a sharpness."""
 
     name: str
     title: str  # {part}: the part of the data that test_* were measured on
     better: Literal["higher", "lower"] = "lower"
     unit: str = ""
     scale: Scale = "log"
-    of: str = ""  # what ends the title where it heads a record's one value
+    of: str = ""  # added to the title where it heads a single value of each record
     reproducible: bool = True  # the same for every run of one seed
 
     def titled(self, part: str = "test") -> str:
-        """Return the title, as for a curve over the epochs."""
+        """Return the title of a curve over the epochs."""
         return self.title.replace("{part}", part)
 
     @property
     def heading(self) -> str:
-        """The title of a record's one value, as for a table."""
+        """The title of a table or figure of a single value of each record."""
         return f"{self.titled()} {self.of}".rstrip()
 
 
@@ -75,9 +75,9 @@ QUANTITIES: Final = {
 
 
 def quantity(name: str) -> Quantity:
-    """Return what is known of a quantity; of a name that is not listed, of a sharpness so named.
+    """Return a quantity by its name; a name that is not listed gives a sharpness with that title.
 
-    A measure's name may end in "_clean".
+    The name of a listed measure may end in "_clean".
     """
     found = QUANTITIES.get(name)
     if found is not None:
@@ -110,7 +110,7 @@ def results_of(record: Record) -> dict[str, float]:
 
 
 def costs_of(record: Record) -> dict[str, float]:
-    """Return what a completed run cost, as far as two runs' costs can be compared, by name."""
+    """Return the costs of a completed run that can be compared with another run's, by name."""
     return _values(record, ("relative_time", "peak_memory"))
 
 

@@ -45,7 +45,7 @@ def from_json(table: Any, source: Path | str) -> Record:
 
 
 def _column(reader: Reader, column: list[Any], hint: Any, name: str) -> list[Any]:
-    """Check one column of the history."""
+    """Return one column of the history, checked."""
     inner, *checks = typing.get_args(hint) or (hint,)
     # a fast pass that only ever says yes; the reader, value by value, says what is wrong
     if all(type(v) is inner and abs(v) <= 1e9 for v in column) and all(
@@ -58,7 +58,7 @@ def _column(reader: Reader, column: list[Any], hint: Any, name: str) -> list[Any
 def read(path: Path) -> list[Record]:
     """Read the records of one JSON file: a single record, or pytest-benchmark's own JSON.
 
-    Of pytest-benchmark's JSON the benchmarks that carry no record (step timings) are passed over.
+    In pytest-benchmark's JSON, benchmarks without a record (step timings) are skipped.
 
     Raises:
         UsageError: the file cannot be read, is not JSON, or a record in it is not valid.
@@ -90,11 +90,11 @@ def read_one(path: Path) -> Record:
     """Read the only record of a JSON file.
 
     Raises:
-        UsageError: as `read`, or there is not one record in it.
+        UsageError: as `read`, or the file does not hold exactly one record.
     """
     records = read(path)
     if len(records) != 1:
-        raise UsageError(f"{path}: holds {len(records)} records: allowed is 1")
+        raise UsageError(f"{path}: must hold 1 record, got {len(records)}")
     return records[0]
 
 
@@ -106,7 +106,7 @@ def collect(paths: Iterable[Path]) -> list[Record]:
     """Read records from files and, for folders, from every ``*.json`` directly in them.
 
     Raises:
-        UsageError: a file is not valid, a path does not exist, or there is no record in any.
+        UsageError: a file is not valid, a path does not exist, or no file holds a record.
     """
     records: list[Record] = []
     seen: list[str] = []

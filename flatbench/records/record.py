@@ -23,7 +23,7 @@ Number = Annotated[float, _AT_LEAST_ZERO] | None
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch measured. Accuracies are top-1 in percent, losses are means an example."""
+    """What one epoch measured. Accuracies are top-1 in percent, losses are means over examples."""
 
     train_loss: float
     train_accuracy: Annotated[float, _PERCENT]  # of the labels trained on, noisy ones included
@@ -50,7 +50,7 @@ class Record:
     architecture: Annotated[str, _TEXT]
     optimizer: Annotated[str, _TEXT]
     seed: Annotated[int, _NATURAL]
-    base_row: str | None  # the row that a SAM row is compared with; None: not a SAM row
+    base_row: str | None  # the row that a SAM row is compared with; None for other rows
     status: Literal["completed", "diverged", "failed"]
     base: str | None = None  # base optimizer, as "sgd"; of SAM rows too
     reason: str | None = None
@@ -79,20 +79,23 @@ class Record:
 
     @property
     def relative_time(self) -> float | None:
-        """Training time over that of the calibration's fixed work: machines of a kind share it."""
+        """Training time over that of the calibration's fixed work; None where either is missing.
+
+        It can be compared between faster and slower machines of one kind.
+        """
         if not self.seconds or not self.calibration_seconds:
             return None
         return self.seconds / self.calibration_seconds
 
     def to_json(self) -> dict[str, Any]:
-        """Return the record as JSON's own types; the history as one list a column."""
+        """Return the record in JSON's own types, the history as one list for each column."""
         table = dataclasses.asdict(self)
         names = [f.name for f in dataclasses.fields(Epoch)]
         table["history"] = {name: [getattr(e, name) for e in self.history] for name in names}
         return table
 
     def without_timings(self) -> dict[str, Any]:
-        """Return the JSON less what was timed or weighed: runs of one seed share it bit for bit."""
+        """Return the JSON without times and memory; two runs of one seed share it bit for bit."""
         table = self.to_json()
         for key in ("seconds", "calibration_seconds", "peak_memory"):
             del table[key]

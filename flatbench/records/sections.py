@@ -1,6 +1,6 @@
-"""Records grouped: by protocol into sections, within one by cell, and across cells by seed.
+"""Records grouped by protocol into sections, within a section by cell, and across cells by seed.
 
-A section's records may stand in one table; records that may not are one clear error.
+The records of a section can share a table; records that cannot raise one clear error.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from flatbench.text import plain
 CellKey = tuple[str, str]  # architecture, row
 Pair = tuple[Record, Record]  # two runs of one seed
 
-# What makes two records of one case the same result, whatever machine they come from.
+# Two records of one case are the same result if these agree, whatever machine they come from.
 _RESULTS = (
     "status",
     *(name for name, q in QUANTITIES.items() if q.reproducible and name in FIELDS),
@@ -41,8 +41,8 @@ class Section:
     optimizers: tuple[str, ...]
     base_of: Mapping[str, str]  # SAM row -> the row it is compared with
     base_optimizer: Mapping[str, str]  # row -> "sgd", "adam", ..., where the records say so
-    reference: Reference | None  # published results of the very same protocol content
-    compare_with: str | None  # the protocol that this one is compared with
+    reference: Reference | None  # published results, if the protocol's content is still the same
+    compare_with: str | None  # the protocol to compare this one with, on the same condition
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -57,11 +57,11 @@ class Section:
         return {key: found[key] for key in keys if key in found}
 
     def cell(self, architecture: str, row: str) -> Sequence[Record]:
-        """Return a cell's records; none where it has none."""
+        """Return the records of a cell, which may be none."""
         return self.cells.get((architecture, row), ())
 
     def pairs(self, architecture: str, row: str, base: str) -> dict[int, Pair]:
-        """Return the completed runs of a row and of another by seed; see `paired`."""
+        """Return the completed runs of two rows by seed; see `paired`."""
         return paired(self.cell(architecture, row), self.cell(architecture, base))
 
 
@@ -74,7 +74,10 @@ def paired(cell: Iterable[Record], other: Iterable[Record]) -> dict[int, Pair]:
 
 
 def differences(pairs: Mapping[int, Pair], name: str = TEST_ACCURACY) -> dict[int, float]:
-    """Return a quantity of each pair's first run less that of its second, by seed."""
+    """Return, by seed, a quantity of the first run less that of the second.
+
+    Pairs where either run lacks it are left out.
+    """
     values = {seed: [value_of(run, name) for run in pair] for seed, pair in pairs.items()}
     return {
         seed: one - other
@@ -87,7 +90,7 @@ def sections(records: Iterable[Record], protocols: Iterable[Protocol] = ()) -> l
     """Group records by protocol, in the order first seen.
 
     Rows and columns come in the order of the protocol of that name, if it is among ``protocols``
-    or flatbench's own; what it does not have comes after, as first seen.
+    or flatbench's own; rows and columns that it does not have come after, as first seen.
 
     Raises:
         UsageError: within one protocol, records of different protocol contents or evaluation
@@ -151,9 +154,9 @@ def _by_cell(records: Iterable[Record]) -> dict[CellKey, list[Record]]:
 
 
 def _hashes(records: Iterable[Record], key: str) -> Iterable[str | None]:
-    """Yield a provenance entry of each record, but not its absence from a failed one.
+    """Yield a provenance entry of each record, None where absent; skip failed runs without it.
 
-    A worker that died may not have told what it was working on; a result that does not say what
+    A worker that died may not have told what it was working on. A result that does not say what
     it is a result of can't be mixed with results that do.
     """
     for record in records:

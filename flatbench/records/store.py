@@ -1,4 +1,4 @@
-"""The folder that keeps what cases leave behind."""
+"""The folder that keeps records, checkpoints and weights."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from flatbench.records.record import Record
 
 @dataclass(frozen=True)
 class Store:
-    """The folder that takes records, checkpoints and weights, a file a case."""
+    """The folder that takes records, checkpoints and weights, one file of each for each case."""
 
     results: Path
-    resume: bool = False  # take what is there already instead of training it again
+    resume: bool = False  # take a record that is there already instead of training again
     keep_weights: bool = False
 
     def record(self, case: Case) -> Path:
@@ -35,7 +35,7 @@ class Store:
         return self.results / case.protocol.name / folder / name
 
     def finished(self, case: Case, key: str) -> Record | None:
-        """Return the record of an earlier run that this one would repeat bit for bit.
+        """Return the record of an earlier run that this one would repeat bit for bit, or None.
 
         A failed case is tried again; a diverged one would diverge again.
         """

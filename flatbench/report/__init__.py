@@ -33,7 +33,7 @@ def render(
     brief: bool = False,
     target: float | None = None,
 ) -> str:
-    """Return the report: per protocol its tables, remarks, failures and provenance.
+    """Return the report: the tables, remarks, failures and provenance of each protocol.
 
     Args:
         records: of any number of protocols.
@@ -41,15 +41,16 @@ def render(
         protocols: for the order of rows, and the published results, of protocols that do not
             come with flatbench.
         brief: only accuracy, `sam_sharpness`, SAM − base, failures and provenance.
-        target: of the time to accuracy, percent; by default set from the records, and said so.
+        target: the accuracy, in percent, of the time to accuracy. By default it is set from the
+            records, and the table says so.
 
     Raises:
         UsageError: records that cannot share a table; see `flatbench.records.sections`.
         ValueError: an unknown format.
     """
     if form not in FORMATS:
-        raise ValueError(f"format {form!r} is unknown; allowed: {', '.join(FORMATS)}")
-    # the module of a format is named as it is, and imported when wanted: HTML draws figures
+        raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {form!r}")
+    # The module has the format's name. It is imported only now: HTML draws figures.
     module = importlib.import_module(f"flatbench.report.formats.{form}")
     text: str = module.render(chapters(records, protocols, brief=brief, target=target))
     return text

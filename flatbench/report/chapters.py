@@ -32,7 +32,7 @@ class Chapter:
     tables: tuple[Table, ...]
     remarks: tuple[str, ...]  # what the numbers can and cannot say
     failures: tuple[tuple[str, str], ...]  # case id, what became of it and why
-    made_with: tuple[str, ...]  # one line a set-up
+    made_with: tuple[str, ...]  # one line for each set-up
 
     @property
     def name(self) -> str:
@@ -52,14 +52,14 @@ def chapters(
     brief: bool = False,
     target: float | None = None,
 ) -> list[Chapter]:
-    """Return one chapter a protocol.
+    """Return one chapter for each protocol.
 
     Args:
         records: of any number of protocols.
         protocols: for the order of rows, and published results, of protocols that do not come
             with flatbench.
         brief: only accuracy, `sam_sharpness`, SAM − base, failures and provenance.
-        target: of the time to accuracy, percent; see `time_to_accuracy_table`.
+        target: the accuracy, in percent, of the time to accuracy; see `time_to_accuracy_table`.
 
     Raises:
         UsageError: records that cannot share a table; see `flatbench.records.sections`.
@@ -127,7 +127,7 @@ def _remarks(numbers: Numbers) -> Iterable[str]:
 
 
 def made_with(provenance: Mapping[str, Any]) -> str:
-    """Return a record's software and hardware in a line."""
+    """Return one line that names the software and hardware of a record."""
     parts = []
     for label, key in _MADE_WITH:
         value = provenance.get(key)

@@ -1,4 +1,4 @@
-"""One protocol's runs against another's, by cell and seed: bf16's against fp32's, say."""
+"""One protocol's runs against another's, by cell and seed: bf16 against fp32, for example."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ALL = "all"
 
 
 def counterpart_tables(numbers: Numbers, other: Numbers) -> list[Table]:
-    """Return the differences in accuracy and the ratios of time; none without a common run."""
+    """Return the tables of accuracy differences and of time ratios; none without a common run."""
     pairs = _pairs(numbers, other)
     if not pairs:
         return []
@@ -82,7 +82,7 @@ def _times(numbers: Numbers, pairs: _Pairs, other: str) -> Table:
 def _margins(
     numbers: Numbers, cell: Callable[[Sequence[str], Sequence[str]], Cell]
 ) -> tuple[tuple[str, tuple[Cell, ...]], ...]:
-    """Return a table's rows and, as a last row and column, what is over all of them."""
+    """Return the rows of a table; the last row and the last column are over all the others."""
     section = numbers.section
     columns = (*([a] for a in section.architectures), section.architectures)
     rows = (*((row, [row]) for row in section.optimizers), (ALL, section.optimizers))
@@ -90,7 +90,7 @@ def _margins(
 
 
 def _difference(pairs: _Pairs, architectures: Sequence[str], rows: Sequence[str]) -> Gain | None:
-    """Return the paired difference of the mean over some cells, over the seeds that all have."""
+    """Return the paired difference of the mean over some cells, for the seeds that all have."""
     keys = itertools.product(architectures, rows)
     cells = [differences(pairs.get(key, {})) for key in keys]
     seeds = sorted(set.intersection(*(set(cell) for cell in cells)))

@@ -1,17 +1,15 @@
 """Figures from records alone: curves over epochs, and sharpness against the generalization gap.
 
-Drawn for a page 17 cm wide, and to be told apart without colour: a family of rows (a base and
-its SAM) has one shade, from dark to light, and each of its rows a line style and marker.
+Rows can be told apart without colour: a family of rows (a base and its SAM) has one shade, and each
+of its rows a line style and a marker.
 """
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -21,7 +19,6 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
-from flatbench.files import write_atomically
 from flatbench.protocols.protocol import Protocol
 from flatbench.records.quantities import (
     SAM_SHARPNESS,
@@ -31,24 +28,10 @@ from flatbench.records.quantities import (
 )
 from flatbench.records.record import Record
 from flatbench.records.sections import Section, sections
+from flatbench.report import style
 from flatbench.report.numbers import Numbers
 from flatbench.report.ranking import correlation, tau_text
 from flatbench.text import figure_text
-
-_STYLE: Any = {
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "figure.titlesize": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "lines.linewidth": 1.3,
-    "lines.markersize": 3.5,
-    "legend.frameon": False,
-    "figure.constrained_layout.use": True,
-    "svg.hashsalt": "flatbench",
-}
-_LINES = ("-", "--", ":", "-.")
-_MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*")
 
 
 @dataclass(frozen=True)
@@ -64,15 +47,13 @@ def _looks(section: Section) -> dict[str, _Look]:
     families: dict[str, list[str]] = {}
     for row in section.optimizers:
         families.setdefault(_family(section, row), []).append(row)
-    # cividis rises in lightness throughout, for every kind of sight; its light end is too pale
-    shades = mpl.colormaps["cividis"](np.linspace(0.0, 0.68, len(families)))
     looks: dict[str, _Look] = {}
-    for shade, rows in zip(shades, families.values(), strict=True):
+    for shade, rows in zip(style.shades(len(families)), families.values(), strict=True):
         for place, row in enumerate(rows):
             looks[row] = _Look(
                 tuple(shade),
-                _LINES[place % len(_LINES)],
-                _MARKERS[len(looks) % len(_MARKERS)],
+                style.LINES[place % len(style.LINES)],
+                style.MARKERS[len(looks) % len(style.MARKERS)],
                 row not in section.base_of,
             )
     return looks
@@ -89,7 +70,7 @@ def curves(section: Section, name: str = TEST_ACCURACY) -> Figure:
     runs on. A run that diverged is a thin line of its own that ends in a cross.
     """
     looks = _looks(section)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(style.RC):
         figure, panels = _panels(section)
         for architecture, axes in zip(section.architectures, panels, strict=True):
             counts = [
@@ -180,7 +161,7 @@ def gap(numbers: Numbers, measure: str = SAM_SHARPNESS) -> Figure:
     frame = frame[frame["status"] == "completed"]
     frame = frame.assign(gap=frame[TRAIN_ACCURACY] - frame[TEST_ACCURACY])
     frame = frame[frame["gap"].notna() & frame[measure].notna()]
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(style.RC):
         figure, panels = _panels(section)
         for architecture, axes in zip(section.architectures, panels, strict=True):
             for row in section.optimizers:
@@ -209,9 +190,9 @@ def gap(numbers: Numbers, measure: str = SAM_SHARPNESS) -> Figure:
 
 
 def _panels(section: Section) -> tuple[Figure, list[Axes]]:
-    """Return a figure of one panel an architecture, side by side, at most 17 cm wide for two."""
+    """Return a figure of one panel an architecture, side by side; two are as wide as a page."""
     count = len(section.architectures)
-    figure = Figure(figsize=(max(3.4, min(3.35 * count, 13.4)), 2.9))
+    figure = Figure(figsize=(style.PAGE / 2 * min(count, 4), 2.9))
     panels = figure.subplots(1, count, sharey=True, squeeze=False)
     return figure, list(panels[0])
 
@@ -246,7 +227,7 @@ def drawn(numbers: Numbers) -> dict[str, Callable[[], Figure]]:
 def write(
     records: Iterable[Record], folder: Path, protocols: Iterable[Protocol] = ()
 ) -> list[Path]:
-    """Write every figure as PNG (200 dots an inch) and SVG, and return the paths.
+    """Write every figure as PNG and SVG, and return the paths.
 
     The files are named by protocol and figure: ``digits-test_accuracy.png``.
 
@@ -256,19 +237,6 @@ def write(
     written = []
     for section in sections(records, protocols):
         for name, draw in drawn(Numbers(section)).items():
-            figure = draw()
             stem = re.sub(r"[^A-Za-z0-9+_-]", "_", f"{section.protocol}-{name}")
-            for suffix in ("png", "svg"):
-                path = folder / f"{stem}.{suffix}"
-                write_atomically(path, rendered(figure, suffix))
-                written.append(path)
+            written += style.write_all(draw(), folder, stem)
     return written
-
-
-def rendered(figure: Figure, suffix: str) -> bytes:
-    """Return a figure's PNG or SVG, the same bytes for the same figure."""
-    buffer = io.BytesIO()
-    metadata = {"Date": None} if suffix == "svg" else {"Software": None}
-    with mpl.rc_context(_STYLE):
-        figure.savefig(buffer, format=suffix, dpi=200, metadata=metadata)
-    return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""A section's numbers in pandas: one row a record, and the gains of SAM over its base."""
+"""A section's numbers: a pandas frame with a row for each record, and SAM's gains over its base."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Gain:
     row: str
     base: str
     paired: Paired | None  # None: no seed that both rows completed
-    p: float | None  # the paired t-test's, Holm-adjusted over its table
+    p: float | None  # of the paired t-test, Holm-adjusted over its table
 
     @property
     def supported(self) -> bool:
@@ -67,7 +67,7 @@ class Numbers:
 
     @cached_property
     def frame(self) -> pd.DataFrame:
-        """One row a record: the case, its status, every measure (absent: NaN)."""
+        """One row for each record: the case, its status, every measure (NaN where absent)."""
         extra = [name for name in self.measures if name != SAM_SHARPNESS]
         frame = pd.DataFrame(
             [
@@ -106,7 +106,7 @@ class Numbers:
         return found
 
     def gains(self, pairs: Iterable[tuple[str, str, str]]) -> list[Gain]:
-        """Compare (architecture, row, base) by seed; the corrected tests are one family."""
+        """Return the gain of each (architecture, row, base); Holm's correction is over all."""
         found = []
         for architecture, row, base in pairs:
             by_seed = differences(self.section.pairs(architecture, row, base))
@@ -122,7 +122,7 @@ class Numbers:
 
     @cached_property
     def sam_gains(self) -> list[Gain]:
-        """Every SAM row against its base on every architecture."""
+        """The gain of every SAM row over its base on every architecture."""
         return self.gains(
             (architecture, row, self.section.base_of[row])
             for row in self.section.optimizers
@@ -132,7 +132,7 @@ class Numbers:
 
     @cached_property
     def equal_compute(self) -> list[Gain]:
-        """Every SAM row against the plain rows of its base with as many gradient evaluations."""
+        """The gain of every SAM row over plain rows of its base with as many gradients."""
         return self.gains(
             (architecture, row, plain)
             for architecture in self.section.architectures
@@ -153,7 +153,7 @@ class Numbers:
 
     @staticmethod
     def _equal(one: float | None, other: float | None) -> bool:
-        """Whether two costs are the same to 1 %: a last batch may be cut off in one of them."""
+        """Return whether two costs agree to 1 %: one of them may have lost a last batch."""
         return one is not None and other is not None and abs(one - other) <= 0.01 * max(one, other)
 
 

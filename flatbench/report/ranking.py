@@ -13,10 +13,12 @@ from flatbench.text import number
 
 
 def correlation(numbers: Numbers, measure: str, against: str = "test_error") -> Correlation | None:
-    """Return Kendall's τ of a sharpness measure with an error, over runs of one architecture.
+    """Return Kendall's τ between a sharpness measure and an error, or None where it is undefined.
+
+    It counts pairs of runs of two rows on one architecture.
 
     Args:
-        numbers: of one section.
+        numbers: the numbers of one section.
         measure: a sharpness measure.
         against: ``test_error`` (100 − test accuracy) or ``gap`` (training accuracy, which is of
             the labels trained on, less test accuracy), both in percent.
@@ -36,7 +38,7 @@ def correlation(numbers: Numbers, measure: str, against: str = "test_error") -> 
 
 
 def ranking_table(numbers: Numbers) -> Table | None:
-    """Return τ of every measure with the test error; None with fewer than three rows."""
+    """Return τ between every measure and the test error; None with fewer than three rows."""
     section = numbers.section
     if len(section.optimizers) < 3:
         return None
@@ -82,6 +84,7 @@ def _rows_cell(numbers: Numbers, measure: str, architecture: str) -> Cell:
         and (s := sharpness[key].summary.mean) is not None
         and (a := accuracy[key].summary.mean) is not None
     ]
+    # One resample, since the interval is not shown.
     found = kendall([s for s, _ in both], [e for _, e in both], range(len(both)), resamples=1)
     if found is None:
         return Cell(MISSING)
@@ -93,7 +96,7 @@ def _runs_cell(found: Correlation | None) -> Cell:
 
 
 def tau_text(found: Correlation) -> str:
-    """Return τ, its interval where there is one, and what it is over."""
+    """Return τ as text, with its interval where it has one, and how many runs it is over."""
     of: Sequence[str] = [f"n = {found.n} runs in {found.clusters} cells"]
     if found.interval is not None:
         ends = (number(end, 2, sign=True) for end in (found.interval.low, found.interval.high))

@@ -20,7 +20,7 @@ MISSING = "—"
 
 @dataclass(frozen=True)
 class Cell:
-    """What a cell shows, the number to sort it by (None: none), and whether it is set bold."""
+    """What a cell shows, the number to sort it by if any, and whether it is set in bold."""
 
     text: str
     value: float | None = None
@@ -29,7 +29,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A titled table; ``rows`` are (label, one cell a column). No string in it is escaped."""
+    """A titled table; a row is (label, a cell for each column). No string in it is escaped."""
 
     title: str
     note: str
@@ -50,7 +50,10 @@ def tables(records: Iterable[Record], protocols: Iterable[Protocol] = ()) -> dic
 
 
 def main_tables(numbers: Numbers, brief: bool = False) -> list[Table]:
-    """Return test accuracy, every sharpness measure (brief: the first), and SAM − base by seed."""
+    """Return the tables of test accuracy, of every sharpness measure, and of SAM − base by seed.
+
+    With ``brief``, only the first sharpness measure has a table.
+    """
     made = [accuracy_table(numbers)]
     if numbers.section.reference is not None:
         made.append(reference_table(numbers))
@@ -62,13 +65,13 @@ def main_tables(numbers: Numbers, brief: bool = False) -> list[Table]:
 
 
 def described(section: Section, n: int) -> str:
-    """Return what a table is of: protocol, evaluation part, seeds and the usual n."""
+    """Return which runs a table is of: protocol, evaluation part, seeds and the usual n."""
     seeds = f"seed{'s' if len(section.seeds) > 1 else ''} {ranges(section.seeds)}"
     return f"{section.protocol}, {section.evaluation} part, {seeds}, n = {n}"
 
 
 def accuracy_table(numbers: Numbers) -> Table:
-    """Return the study's table; bold where the corrected paired test supports the better row."""
+    """Return the table of accuracies, in bold where the corrected paired test supports a row."""
     better = {
         (gain.architecture, gain.row if gain.paired.mean > 0 else gain.base)
         for gain in numbers.sam_gains
@@ -81,7 +84,7 @@ def accuracy_table(numbers: Numbers) -> Table:
 
 
 def sharpness_table(numbers: Numbers, measure: str) -> Table:
-    """Return a sharpness measure's table."""
+    """Return the table of a sharpness measure."""
     means = [cell.summary.mean for cell in numbers.cells(measure).values()]
     places = decimals([mean for mean in means if mean is not None])
     return _measure_table(numbers, measure, quantity(measure).heading, places, set(), "")
@@ -122,7 +125,7 @@ def _measure_table(
 
 
 def usual_count(counts: Iterable[int]) -> int:
-    """Return the commonest n; of equally common ones the largest."""
+    """Return the commonest n above 0, and of equally common ones the largest; 0 of none."""
     listed = [n for n in counts if n > 0]
     return max(set(listed), key=lambda n: (listed.count(n), n)) if listed else 0
 
@@ -146,7 +149,7 @@ def _cell(cell: numbers.Cell | None, usual: int, places: int, strong: bool) -> C
 
 
 def reference_table(numbers: Numbers) -> Table:
-    """Return the published results with the difference of each cell's own mean from them.
+    """Return the published results, with the difference of this run's means from them.
 
     Raises:
         ValueError: the section has no reference.
@@ -232,7 +235,7 @@ def _interval(interval: Interval, places: int) -> str:
 
 
 def significance_table(numbers: Numbers) -> Table:
-    """Return the tests behind the gain table, one row a pair and architecture."""
+    """Return the tests behind the gain table, one row for each pair and architecture."""
     gains = numbers.sam_gains
     tests = sum(gain.p is not None for gain in gains)
     note = (
@@ -274,7 +277,7 @@ def _p_cell(p: float | None, strong: bool = False) -> Cell:
 
 
 def equal_compute_table(numbers: Numbers) -> Table | None:
-    """Return SAM against plain rows of its base at as many gradient evaluations; None: no such."""
+    """Return SAM against plain rows of its base with as many gradients; None if there are none."""
     gains, section = numbers.equal_compute, numbers.section
     if not gains:
         return None
@@ -326,9 +329,10 @@ def time_to_accuracy_table(numbers: Numbers, target: float | None = None) -> Tab
     """Return what it costs to reach a target accuracy; None where no run has a history.
 
     Args:
-        numbers: of one section.
-        target: percent, for every architecture. By default each architecture's is the lowest
-            final mean among its rows, rounded down: every row reaches it on average.
+        numbers: the numbers of one section.
+        target: an accuracy in percent, for every architecture. By default each architecture has
+            its own: the lowest final mean of its rows, rounded down, which every row reaches on
+            average.
     """
     section = numbers.section
     if not any(record.history for record in section.records):

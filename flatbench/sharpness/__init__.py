@@ -14,13 +14,13 @@ any number of measures::
 | `hessian_max_eigenvalue` | λ₁ of ∇²L(w) | 3 a Lanczos step, some 10 to 40 |
 | `hessian_eigenvalues` | the k largest or smallest, with eigenvectors | 3 a Lanczos step |
 | `hessian_trace` | Σλ, Hutch++ | 3 + 2·products |
-| `spectral_density` | all of the spectrum, blurred | 3·probes·steps |
+| `spectral_density` | the whole spectrum, blurred | 3·probes·steps |
 
 One gradient evaluation is one forward and one backward pass over all the surface's examples; a
 forward pass alone counts 1/3 and a Hessian-vector product 3. Parameters that do not require a
-gradient are constants. No function changes the model, nor torch's global random state. Results
-depend on the arguments and the seed alone on the CPU; on a GPU as far as the model's own backward
-pass does.
+gradient are constants. No function changes the model, nor torch's global random state. On the CPU
+results depend on the arguments and the seed alone; on a GPU they do if the model's own backward
+pass is deterministic.
 
 The package imports torch and numpy alone, and itself by relative imports: the folder can be copied
 into another project.

@@ -37,11 +37,11 @@ def ascent_sharpness(
     Andriushchenko et al. 2023; so the value never falls with ``steps``, and is at least that of
     one step.
 
-    The value is a lower bound of the maximum. It is that of the points visited and not of ε = 0,
-    so it may be negative where the radius overshoots a peak. Where the gradient is zero there is
-    no direction to climb and the value is 0, at a saddle too. ε runs over all parameters that
-    require a gradient, as one vector. With adaptive and eta = 0 the measure does not change under
-    the rescalings that leave a ReLU network's function alone; the plain one does.
+    The value is a lower bound of the maximum. It is taken over the points visited, ε = 0 not
+    included, so it may be negative where the radius overshoots a peak. Where the gradient is zero
+    there is no direction to climb and the value is 0, at a saddle too. ε runs over all parameters
+    that require a gradient, as one vector. With adaptive and eta = 0 the measure does not change
+    under the rescalings that leave a ReLU network's function alone; the plain one does.
 
     Cost: ``steps`` + 1/3 gradient evaluations, for any ``m``.
 
@@ -49,16 +49,17 @@ def ascent_sharpness(
         surface: the loss, at whose ``center`` w it is measured.
         rho: the radius.
         steps: ascent steps, at least 1.
-        step_size: of the steps after the first, in the units of ``rho``; None: ``rho``.
+        step_size: length of each step after the first, in the units of ``rho``; None means
+            ``rho``.
         m: m-sharpness (Foret et al. 2021, section 4.1; Andriushchenko & Flammarion 2022): the
-            mean over groups of m consecutive examples of the group's own maximum; a last, smaller
-            group weighs less. None: one group of all examples. The surface's ``batch_size`` divides
-            each group anew.
+            maximum is found for each group of m consecutive examples, and the value is the mean
+            over the groups; a last, smaller group weighs less. None means one group of all
+            examples. Each group is evaluated in batches of the surface's ``batch_size``.
         adaptive: the set is ‖T⁻¹ε‖ ≤ ρ with T = |w| + eta.
         eta: added to |w| when adaptive.
 
     Returns:
-        The measure; its standard error is over the groups of m, None without ``m``.
+        The measure; its standard error is over the groups of m, and None for a single group.
 
     Raises:
         ValueError: an argument is out of range.

@@ -36,8 +36,8 @@ def average_sharpness(
     standard error comes from the pairs. The noise is drawn on the CPU in float64, so a seed means
     the same perturbations on every device.
 
-    The value is a difference of losses: below about 1e-6 of the loss, a float32 model's rounding is
-    all that is left of it.
+    The value is a difference of losses. With a float32 model it is only rounding where it lies
+    below about 1e-6 of the loss.
 
     Cost: (1 + 2·samples)/3 gradient evaluations, all of them forward passes.
 
@@ -47,7 +47,7 @@ def average_sharpness(
         samples: pairs ±ε, at least 1; the standard error needs 2.
         adaptive: scale the noise of each parameter by T.
         eta: added to |w| when adaptive.
-        seed: of the noise.
+        seed: seeds the noise.
 
     Raises:
         ValueError: an argument is out of range.

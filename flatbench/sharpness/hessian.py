@@ -24,7 +24,7 @@ from .surface import (
 
 @dataclass(frozen=True, eq=False)
 class HessianEigenvalues:
-    """The k eigenvalues asked for, first the one that ``which`` names first.
+    """The k eigenvalues asked for, in the order of ``which``.
 
     Attributes:
         values: k eigenvalues, in units of the loss per squared unit of the parameters.
@@ -67,10 +67,11 @@ def hessian_eigenvalues(
         k: how many, 1 to d.
         which: "LA" the largest, "SA" the smallest (most negative curvature), "LM" the largest in
             magnitude.
-        tolerance: ends when each residual is at most ``tolerance``·|λ|.
-        max_products: Hessian products at most (k at least); ``converged`` is then False.
-        basis_size: vectors kept, at least k + 2; None: max(4k, 24).
-        seed: of the starting vector.
+        tolerance: the iteration ends when each residual is at most ``tolerance``·|λ|.
+        max_products: limit on Hessian products, though at least k are made. ``converged`` is False
+            where the limit ends the iteration.
+        basis_size: vectors kept, at least k + 2; None means max(4k, 24).
+        seed: seeds the starting vector.
 
     Returns:
         The eigenvalues; all nan where a product is not finite.
@@ -83,10 +84,12 @@ def hessian_eigenvalues(
     non_negative("tolerance", tolerance)
     size = max(4 * k, 24) if basis_size is None else at_least("basis_size", basis_size, k + 2)
     if which not in get_args(Which):
-        raise ValueError(f"which: {which!r}; allowed: {', '.join(map(repr, get_args(Which)))}")
+        names = ", ".join(map(repr, get_args(Which)))
+        raise ValueError(f"which must be one of {names}, got {which!r}")
     surface = surface.fresh()
     if k > surface.dimension:
-        raise ValueError(f"k: {k}; allowed: at most the {surface.dimension} parameters")
+        d = surface.dimension
+        raise ValueError(f"k must be at most {d}, the number of parameters, got {k}")
     pairs = krylov.eigenpairs(
         _product(surface),
         surface.dimension,
@@ -120,9 +123,9 @@ def hessian_max_eigenvalue(
 
     Args:
         surface: the loss, at whose ``center`` w it is measured.
-        tolerance: ends when the residual is at most ``tolerance``·|λ|.
-        max_products: Hessian products at most.
-        seed: of the starting vector.
+        tolerance: the iteration ends when the residual is at most ``tolerance``·|λ|.
+        max_products: limit on Hessian products.
+        seed: seeds the starting vector.
 
     Raises:
         ValueError: an argument is out of range.
@@ -139,17 +142,17 @@ def hessian_trace(
 ) -> Measure:
     """Return the trace of the Hessian of L at w by Hutch++ (Meyer et al. 2021, algorithm 1).
 
-    A third of the products sketches the range of H, a third takes the trace there exactly, a third
-    estimates the rest's trace by Hutchinson's method with random signs. Given the sketch the
-    estimate is unbiased, and its standard error is that of the last third: with few products read
-    it with Student's t at products/3 − 1 degrees of freedom.
+    A third of the products sketches the range of H, a third takes the trace there exactly, and a
+    third estimates the trace of the rest by Hutchinson's method with random signs. Given the sketch
+    the estimate is unbiased, and its standard error is that of the last third. With few products,
+    read it with Student's t at products/3 − 1 degrees of freedom.
 
     Cost: 3 + 2·products gradient evaluations. Memory: about 11·d·products bytes.
 
     Args:
         surface: the loss, at whose ``center`` w it is measured.
         products: Hessian products, at least 6, a multiple of 3.
-        seed: of the random signs, drawn on the CPU.
+        seed: seeds the random signs, which are drawn on the CPU.
 
     Returns:
         The measure; nan where a product is not finite.
@@ -158,7 +161,7 @@ def hessian_trace(
         ValueError: an argument is out of range.
     """
     if at_least("products", products, 6) % 3:
-        raise ValueError(f"products: {products}; allowed: a multiple of 3")
+        raise ValueError(f"products must be a multiple of 3, got {products}")
     generator = torch.Generator().manual_seed(seed)
     third = products // 3
     surface = surface.fresh()
@@ -192,21 +195,24 @@ class SpectralDensity:
     gradient_evaluations: float
 
     def moment(self, power: int) -> tuple[float, float | None]:
-        """Return trace(Hᵖ)/d with its standard error over the probes; exact for one probe's v."""
+        """Return the mean over probes of vᵀHᵖv, an estimate of trace(Hᵖ)/d, and its standard error.
+
+        One probe's vᵀHᵖv is exact up to p = 2·steps − 1.
+        """
         values = torch.from_numpy((self.weights * self.nodes**power).sum(axis=1))
         return float(values.mean()), standard_error(values)
 
     def density(self, grid: NDArray[np.float64], width: float) -> NDArray[np.float64]:
-        """Return the density at each point of ``grid``, the masses blurred by a Gaussian.
+        """Return the density at each point of ``grid``: the masses, blurred by a Gaussian.
 
-        ``width`` is the Gaussian's standard deviation, in the eigenvalues' unit (Ghorbani et al.
-        2019). The density integrates to 1.
+        ``width`` is the standard deviation of the Gaussian, in the unit of the eigenvalues
+        (Ghorbani et al. 2019). The density integrates to 1.
 
         Raises:
             ValueError: the width is not a finite positive number.
         """
         if not (np.isfinite(width) and width > 0):
-            raise ValueError(f"width: {width!r}; allowed: a finite number above 0")
+            raise ValueError(f"width must be a finite number above 0, got {width!r}")
         nodes, weights = self.nodes.ravel(), self.weights.ravel() / len(self.nodes)
         bells = np.exp(-0.5 * ((np.asarray(grid)[:, None] - nodes) / width) ** 2)
         density: NDArray[np.float64] = bells @ weights / (width * np.sqrt(2 * np.pi))
@@ -222,9 +228,9 @@ def spectral_density(
 ) -> SpectralDensity:
     """Return the density of the Hessian's eigenvalues by stochastic Lanczos quadrature.
 
-    Ghorbani et al. 2019, as in PyHessian (Yao et al. 2020): for each
-    Gaussian probe a Lanczos run of ``steps`` steps with full reorthogonalisation, whose Gauss
-    quadrature stands for the spectrum.
+    Each Gaussian probe starts a Lanczos run of ``steps`` steps with full reorthogonalisation, and
+    the Gauss quadrature of that run stands for the spectrum (Ghorbani et al. 2019; as in PyHessian,
+    Yao et al. 2020).
 
     Cost: 3·probes·steps gradient evaluations. Memory: 8·d·``steps`` bytes beside the model's.
 
@@ -232,7 +238,7 @@ def spectral_density(
         surface: the loss, at whose ``center`` w it is measured.
         probes: random vectors, at least 1.
         steps: Lanczos steps for each, at least 1; at most d are taken.
-        seed: of the probes, drawn on the CPU.
+        seed: seeds the probes, which are drawn on the CPU.
 
     Returns:
         The density; nodes and weights are nan where a product is not finite.

@@ -44,24 +44,24 @@ def eigenpairs(
     generator: torch.Generator,
     device: torch.device,
 ) -> RitzPairs:
-    """Return the k eigenpairs that ``which`` names first, by thick-restart Lanczos.
+    """Return the first k eigenpairs in the order of ``which``, by thick-restart Lanczos.
 
-    Wu & Simon 2000. A Ritz pair's residual ‖A y − θ y‖ bounds the distance from θ to an
-    eigenvalue; the iteration ends when the k residuals are at most ``tolerance``·|θ|. Where a
-    product is not finite, all values are nan.
+    The method is that of Wu & Simon 2000. The residual ‖A y − θ y‖ of a Ritz pair bounds the
+    distance from θ to an eigenvalue; the iteration ends when the k residuals are at most
+    ``tolerance``·|θ|. Where a product is not finite, all values are nan.
 
     Args:
         product: the operator, d × d.
         dimension: d.
         k: how many pairs, 1 to d.
         which: see `Which`.
-        tolerance: relative, of the residual.
-        max_products: the limit; the pairs at hand are returned.
-        basis_size: vectors kept, more than k + 1 (or d): memory 8·d bytes each.
-        precision: relative error of a product; a smaller remainder than that is taken for an
-            invariant subspace, and the search goes on from a random vector orthogonal to it.
-        generator: of the random vectors, on the CPU.
-        device: where the basis lives.
+        tolerance: largest residual relative to |θ|.
+        max_products: limit on products, after which the pairs at hand are returned.
+        basis_size: vectors kept, more than k + 1 (or d), of 8·d bytes each.
+        precision: relative error of a product. A smaller remainder is taken to mean that the
+            subspace is invariant, and the search goes on from a random vector orthogonal to it.
+        generator: draws the random vectors, on the CPU.
+        device: the basis is kept there.
     """
     size = min(basis_size, dimension)
     basis = torch.zeros(size + 1, dimension, dtype=torch.float64, device=device)
@@ -90,6 +90,7 @@ def eigenpairs(
             ritz = vectors[:, :k].T.to(device) @ basis[:j]
             return RitzPairs(values[:k], residuals[:k], ritz, converged, products)
         if j == size:
+            # Thick restart: keep the first Ritz vectors, more than k so that convergence goes on.
             j = k + (size - k) // 2
             basis[:j] = vectors[:, :j].T.to(device) @ basis[:size]
             projected.zero_()
@@ -133,7 +134,10 @@ def gauss_quadrature(
 
 
 def _orthogonal_to(basis: Tensor, vector: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ``vector`` less its part in the span of the orthonormal rows, and that part."""
+    """Return ``vector`` (d,) less its part in the span of the orthonormal rows of ``basis`` (j, d).
+
+    Also return the coefficients of that part, (j,).
+    """
     first = basis @ vector
     vector = vector - first @ basis
     second = basis @ vector

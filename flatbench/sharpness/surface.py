@@ -31,8 +31,8 @@ class Measure:
 
     Attributes:
         value: the measure; nan or inf where the loss or its derivatives are not finite.
-        standard_error: of ``value``, from the samples that were averaged; None where there is
-            no average or a single sample.
+        standard_error: the standard error of ``value``, from the samples that were averaged; None
+            where there is no average or a single sample.
         gradient_evaluations: the cost, where 1 is one forward and one backward pass over all the
             surface's examples (see `LossSurface`).
         converged: False where an iteration ended at its limit, short of the tolerance.
@@ -46,14 +46,14 @@ class Measure:
 
 @dataclass
 class LossSurface:
-    """L(w), its gradient and its Hessian's products; made by `loss_surface`.
+    """L(w), its gradient, and products with its Hessian; made by `loss_surface`.
 
     During an evaluation the model is in evaluation mode (no dropout), autocast is off, and float32
     arithmetic is IEEE's with cuDNN's deterministic algorithms: TF32 would drown small differences.
 
     The surface is of the model as it was when the surface was made: later training moves neither
-    ``center`` nor ``buffers``. Parameters that do not require a gradient are not copied; whoever
-    changes those makes a new surface.
+    ``center`` nor ``buffers``. Parameters that do not require a gradient are not copied; make a new
+    surface after changing those.
 
     Flat vectors are float64 of shape (d,), d the number of parameters that require a gradient,
     in the order of ``model.named_parameters()``; they are cast to the parameters' own types where
@@ -96,7 +96,10 @@ class LossSurface:
         return replace(self, gradient_evaluations=0.0)
 
     def groups(self, size: int | None) -> Iterator[LossSurface]:
-        """Yield the surface of each group of ``size`` consecutive examples (the last: the rest)."""
+        """Yield the surface of each group of ``size`` consecutive examples; None means all.
+
+        The last group holds the rest.
+        """
         count = size or self.examples
         for inputs, targets in _split(self.inputs, self.targets, count):
             yield replace(self, inputs=inputs, targets=targets, gradient_evaluations=0.0)
@@ -116,7 +119,7 @@ class LossSurface:
         return float(total)
 
     def gradient(self, w: Tensor) -> tuple[float, Tensor]:
-        """Return L(w) and the gradient there, (d,)."""
+        """Return L(w) and its gradient at w, (d,)."""
         leaves = self._leaves(w)
         total = self.center.new_zeros(())
         gradient = torch.zeros_like(self.center)
@@ -131,9 +134,9 @@ class LossSurface:
         return float(total), gradient
 
     def hessian_products(self, vectors: Tensor) -> Tensor:
-        """Return H v for each row v of ``vectors`` (k, d), H the Hessian at the model's w.
+        """Return H v, (k, d), for each row v of ``vectors`` (k, d), H the Hessian at the model's w.
 
-        By a second backward pass through the first (Pearlmutter 1994), which the k vectors share.
+        Each product is a backward pass through the first one (Pearlmutter 1994), which all k share.
         Forward-over-reverse was no faster on a CPU ResNet18, and torch.func's vmapped second
         derivative of BatchNorm with batch statistics is wrong (seen in torch 2.15).
         """
@@ -164,10 +167,10 @@ class LossSurface:
         return products
 
     def recomputed_buffers(self, w: Tensor) -> dict[str, Tensor]:
-        """Return the buffers with BatchNorm's running statistics made afresh at w.
+        """Return the buffers with BatchNorm's running statistics recomputed at w.
 
-        They are the plain averages over the batches of these examples of the batches' means and
-        unbiased variances, as `torch.optim.swa_utils.update_bn` makes them (Izmailov et al. 2018).
+        These are the plain averages of the means and unbiased variances of the batches of these
+        examples, as in `torch.optim.swa_utils.update_bn` (Izmailov et al. 2018).
         """
         norms = [m for m in _batchnorms(self.model) if m.running_mean is not None]
         if not norms:
@@ -225,14 +228,14 @@ class LossSurface:
         y: Tensor,
         buffers: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """Return one batch's mean loss; copies of the buffers take what the call writes there."""
+        """Return the mean loss of a batch; what the call writes goes to copies of the buffers."""
         own = self.buffers if buffers is None else buffers
         call = weights | {name: buffer.clone() for name, buffer in own.items()}
         loss = self.loss(functional_call(self.model, call, (x,)), y)
         if loss.numel() != 1:
             raise ValueError(
-                f"loss: returned a tensor of shape {tuple(loss.shape)}; "
-                "allowed: one number, the mean over the examples"
+                "loss must return one number, the mean over the examples, "
+                f"got a tensor of shape {tuple(loss.shape)}"
             )
         return loss.reshape(())
 
@@ -257,7 +260,7 @@ def loss_surface(
     batch_size: int | None = None,
     batchnorm: BatchNormMode = "eval",
 ) -> LossSurface:
-    """Return the model's loss on these examples, as the measures take it.
+    """Return the surface of the model's loss on these examples, which all measures take.
 
     For example ``hessian_trace(loss_surface(model, cross_entropy, x, y))``. Nothing is evaluated
     yet, and the model may train on: see `LossSurface`.
@@ -269,29 +272,31 @@ def loss_surface(
         loss: see `Loss`.
         inputs: (n, ...), on any device; batches are moved to the model's.
         targets: (n, ...).
-        batch_size: examples at a time; None: all. With ``batchnorm="eval"`` it changes memory and
-            rounding only.
-        batchnorm: "eval" normalises with the running statistics; "train" with each batch's own, so
-            that L depends on ``batch_size``; the running statistics do not move.
+        batch_size: examples at a time; None means all. With ``batchnorm="eval"`` it changes memory
+            and rounding only.
+        batchnorm: "eval" normalises with the running statistics. "train" normalises with those of
+            each batch, so that L depends on ``batch_size``; the running ones do not move.
 
     Raises:
         ValueError: an argument is out of range, or the model has nothing to differentiate.
     """
     if len(inputs) != len(targets):
         raise ValueError(
-            f"inputs and targets: {len(inputs)} and {len(targets)} examples; allowed: equally many"
+            "inputs and targets must be equally many, "
+            f"got {len(inputs)} and {len(targets)} examples"
         )
     if len(inputs) == 0:
-        raise ValueError("inputs: no examples; allowed: at least 1")
+        raise ValueError("inputs must hold at least 1 example, got none")
     size = len(inputs) if batch_size is None else at_least("batch_size", batch_size, 1)
     if batchnorm not in get_args(BatchNormMode):
-        raise ValueError(f"batchnorm: {batchnorm!r}; allowed: 'eval', 'train'")
+        raise ValueError(f"batchnorm must be 'eval' or 'train', got {batchnorm!r}")
     named = [(name, p.detach()) for name, p in model.named_parameters() if p.requires_grad]
     if not named:
-        raise ValueError("model: no parameter requires a gradient; allowed: at least one")
+        raise ValueError("model must have a parameter that requires a gradient, got none")
     devices = {str(p.device) for _, p in named}
     if len(devices) > 1:
-        raise ValueError(f"model: parameters on {', '.join(sorted(devices))}; allowed: one device")
+        names = ", ".join(sorted(devices))
+        raise ValueError(f"model must have its parameters on one device, got {names}")
 
     parameters = dict(named)
     center = _flatten(parameters.values())
@@ -302,19 +307,19 @@ def loss_surface(
 def at_least(name: str, number: int, least: int) -> int:
     """Return ``number``, which must be a whole number of at least ``least``."""
     if isinstance(number, bool) or not isinstance(number, int) or number < least:
-        raise ValueError(f"{name}: {number!r}; allowed: a whole number of at least {least}")
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {number!r}")
     return number
 
 
 def non_negative(name: str, number: float) -> float:
     """Return ``number``, which must be finite and not negative."""
     if not (math.isfinite(number) and number >= 0):
-        raise ValueError(f"{name}: {number!r}; allowed: a finite number of at least 0")
+        raise ValueError(f"{name} must be a finite number of at least 0, got {number!r}")
     return float(number)
 
 
 def element_scale(center: Tensor, adaptive: bool, eta: float) -> Tensor:
-    """Return T's diagonal: |w| + eta where ``adaptive`` (Kwon et al. 2021), else 1. (d,)"""
+    """Return the diagonal of T, (d,): |w| + eta where ``adaptive`` (Kwon et al. 2021), else 1."""
     non_negative("eta", eta)
     return center.abs() + eta if adaptive else torch.ones_like(center)
 

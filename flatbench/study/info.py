@@ -31,7 +31,7 @@ class Info:
 
     where: torch.device
     rows: list[tuple[str, str]]  # name, value
-    why_not_fused: str | None  # on that device; None: the fused step runs
+    why_not_fused: str | None  # on that device; None where the fused step runs
 
     @property
     def text(self) -> str:
@@ -40,10 +40,10 @@ class Info:
 
 
 def look(name: str = "auto") -> Info:
-    """Look around on this machine.
+    """Return what this machine can do.
 
     Args:
-        name: the device that the rows about SAM and bf16 are of, as `device.find` takes it.
+        name: the device that the rows about SAM and bf16 are about, as `devices.find` takes it.
 
     Raises:
         UsageError: no such device on this machine.
@@ -119,7 +119,7 @@ def _compiler() -> str:
 
 
 def _libcuda() -> str:
-    """Return how Triton would find the driver's library: it asks in this order."""
+    """Return how Triton would find the driver's library; the order is Triton's own."""
     library = "libcuda.so.1"
 
     def is_in(variable: str) -> bool:
@@ -147,9 +147,9 @@ def _implementation(where: torch.device, why_not: str | None) -> str:
 
 
 def _precision() -> str:
-    """Return what torch computes fp32 in; "none" is torch's word for a choice left to it.
+    """Return the precisions in which torch computes fp32; its word for no choice made is "none".
 
-    `devices.use_ieee_fp32` makes it IEEE in every run.
+    `devices.use_ieee_fp32` makes them IEEE in every run.
     """
     settings = {
         "convolutions": torch.backends.cudnn.conv.fp32_precision,  # type: ignore[attr-defined]
@@ -173,5 +173,5 @@ def _data_sets() -> list[tuple[str, str]]:
         elif folder.is_relative_to(root):
             rows.append((name, f"here: {Path(label) / folder.relative_to(root)}"))
         else:
-            rows.append((name, f"here: {folder}"))  # the system's own
+            rows.append((name, f"here: {folder}"))  # outside the user's data: the system's folder
     return rows

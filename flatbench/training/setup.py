@@ -13,8 +13,7 @@ from flatbench import data, models
 from flatbench.optim import SAM
 from flatbench.protocols.cases import Case
 from flatbench.protocols.protocol import Row
-from flatbench.records import provenance
-from flatbench.training import devices, graph
+from flatbench.training import devices, graph, identity
 from flatbench.training.run import Run, snapshot
 from flatbench.training.step import take_step
 
@@ -45,7 +44,7 @@ def prepare(case: Case, dataset: data.DataSet) -> Run:
         precision=precision,
         shuffle=stream(case.seed, "batches"),
         crops=stream(case.seed, "augmentation", where),
-        key=provenance.key(case.cell_hash(), case.seed, where),
+        key=identity.key(case, dataset, where),
     )
     run.step = functools.partial(take_step, run)
     if where.type == "cuda":

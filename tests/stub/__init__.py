@@ -12,7 +12,6 @@ import functools
 import os
 import subprocess
 import traceback
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ CAPABILITY = (9, 0)  # of the card that the driver pretends to have
 FOLDER = "STUB_DRIVER"  # the environment variable that names the built library's folder
 
 
-def build(source: str, library: Path) -> None:
+def build(source, library):
     """Compile a C file of this folder into a shared library."""
     compiler = c_compiler()
     assert compiler, "the launch tests need a C compiler: gcc or clang on the PATH, or CC"
@@ -32,7 +31,7 @@ def build(source: str, library: Path) -> None:
     subprocess.run([compiler, *flags, "-o", library, file, "-ldl"], check=True)
 
 
-def environment(folder: Path) -> dict[str, str]:
+def environment(folder):
     """Build the driver in a folder; return the environment of a process that can `install` it."""
     build("driver.c", folder / "libcuda.so.1")
     (folder / "libcuda.so").symlink_to("libcuda.so.1")  # triton 3.5 links by this name
@@ -67,11 +66,11 @@ class _Launch(ctypes.Structure):
 _Observer = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(_Launch), ctypes.POINTER(ctypes.c_void_p)
 )
-_kept: list[Any] = []  # a callback that C holds must not be collected
+_kept = []  # a callback that C holds must not be collected
 
 
 @functools.cache
-def install(observe: Callable[[Launch], None] | None = None) -> Callable[[], int]:
+def install(observe=None):
     """Make the driver Triton's; return what counts the launches. Once a process.
 
     ``observe`` is called in the launch, before the launching call returns.
@@ -82,8 +81,8 @@ def install(observe: Callable[[Launch], None] | None = None) -> Callable[[], int
     from triton.backends.nvidia.driver import CudaDriver
     from triton.runtime.driver import driver
 
-    class StubDriver(CudaDriver):  # type: ignore[misc]
-        def __init__(self) -> None:
+    class StubDriver(CudaDriver):
+        def __init__(self):
             super().__init__()
             self.get_current_device = lambda: 0
             self.set_current_device = lambda index: None
@@ -99,7 +98,7 @@ def install(observe: Callable[[Launch], None] | None = None) -> Callable[[], int
     return stub.stub_launches
 
 
-def _tell(observe: Callable[[Launch], None], handle: int, launch: Any, values: Any) -> int:
+def _tell(observe, handle, launch, values):
     try:
         observe(_described(handle, launch.contents, values))
     except Exception:  # noqa: BLE001 - C can't raise it: the launch fails, which Triton raises
@@ -108,7 +107,7 @@ def _tell(observe: Callable[[Launch], None], handle: int, launch: Any, values: A
     return 0
 
 
-def _described(handle: int, launch: _Launch, values: Any) -> Launch:
+def _described(handle, launch, values):
     kernel, compiled = _compiled(handle)
     constants = {kernel.arg_names[path[0]]: v for path, v in compiled.src.constants.items()}
     types = {name: t for name, t in compiled.src.signature.items() if t != "constexpr"}
@@ -130,7 +129,7 @@ def _described(handle: int, launch: _Launch, values: Any) -> Launch:
     )
 
 
-def _compiled(handle: int) -> tuple[Any, Any]:
+def _compiled(handle):
     """Return the kernel whose loaded binary has this handle, and the binary."""
     from triton.runtime import JITFunction
 

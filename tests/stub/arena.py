@@ -8,24 +8,22 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
-from typing import Any
 
-from tests.stub import Launch, build
+from tests.stub import build
 
 ARENA = "STUB_ARENA"
 BASE, SIZE = 0x200000000000, 1 << 32  # as in arena.c
 _PROT_READ_WRITE, _MAP_SHARED, _MAP_FIXED_NOREPLACE = 3, 1, 0x100000
 
 
-def environment(folder: Path) -> dict[str, str]:
+def environment(folder):
     """Build the arena in a folder; return what puts a process's tensors into it."""
     build("arena.c", folder / "libarena.so")
     (folder / "arena").touch()
     return {"LD_PRELOAD": str(folder / "libarena.so"), ARENA: str(folder / "arena")}
 
 
-def map_arena(file: Path) -> None:
+def map_arena(file):
     """Map another process's arena, at the addresses that it has there."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mmap.restype = ctypes.c_void_p
@@ -41,7 +39,7 @@ def map_arena(file: Path) -> None:
 class Interpreter:
     """A process in which Triton interprets; call it with a launch to execute that."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         others = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.stub.interpreter", os.environ[ARENA]],
@@ -51,7 +49,7 @@ class Interpreter:
             text=True,
         )
 
-    def __call__(self, launch: Launch) -> None:
+    def __call__(self, launch):
         """Execute a launch; return when it has run."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -67,6 +65,6 @@ class Interpreter:
         assert answer == "done\n", f"{launch.kernel} could not be interpreted: see above"
 
 
-def _named(value: Any) -> dict[str, str]:
+def _named(value):
     """A Triton type as JSON."""
     return {"type": {"fp32": "float32", "bf16": "bfloat16"}[str(value)]}

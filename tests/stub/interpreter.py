@@ -8,7 +8,6 @@ import ctypes
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 import triton.language as tl
@@ -24,7 +23,7 @@ TYPES = {
 }
 
 
-def argument(value: int, kind: str) -> Any:
+def argument(value, kind):
     """A number as it is; of an address a tensor that begins there."""
     if not kind.startswith("*"):
         return value
@@ -32,11 +31,11 @@ def argument(value: int, kind: str) -> Any:
     return torch.frombuffer((c_type * 1).from_address(value), dtype=dtype)
 
 
-def constant(value: Any) -> Any:
+def constant(value):
     return getattr(tl, value["type"]) if isinstance(value, dict) else value
 
 
-def main() -> None:
+def main():
     map_arena(Path(sys.argv[1]))
     for line in sys.stdin:
         launch = json.loads(line)

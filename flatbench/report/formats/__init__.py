@@ -1,1 +1,1 @@
-"""The report as text: one format a module."""
+"""The report as text, one module for each format."""

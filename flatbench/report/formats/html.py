@@ -1,7 +1,7 @@
 """A report as one HTML page that needs nothing else: no network, no other file.
 
-The page's own policy forbids every request and any script but the one hashed here, so that a
-name in a record can do nothing even if an escape were forgotten; and jinja2 escapes all.
+jinja2 escapes every string. Should an escape be forgotten, the page's own policy still forbids
+every request, and every script but the one hashed here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from flatbench.records.quantities import quantity
 from flatbench.records.record import Record
-from flatbench.report import figures
+from flatbench.report import figures, style
 from flatbench.report.chapters import Chapter
 from flatbench.report.ranking import correlation, tau_text
 from flatbench.text import decimals, number, plain
@@ -61,7 +61,7 @@ def _figures(chapter: Chapter) -> Iterable[dict[str, str]]:
     """Yield every figure as an SVG in a data address, with what it shows in words."""
     part = chapter.numbers.section.evaluation
     for name, draw in figures.drawn(chapter.numbers).items():
-        svg = figures.rendered(draw(), "svg")
+        svg = style.rendered(draw(), "svg")
         if name.startswith("gap-"):
             measure = name.removeprefix("gap-")
             found = correlation(chapter.numbers, measure, "gap")
@@ -98,7 +98,7 @@ def _case(record: Record) -> dict[str, Any]:
 
 
 def _curve(name: str, values: Sequence[float], places: int | None) -> dict[str, str]:
-    """Return a curve 60 × 16 units large, from its least to its largest value, and in words."""
+    """Return a curve as points in a box of 60 × 16 units, which its values fill, and in words."""
     places = decimals([values[0], values[-1]], 2) if places is None else places
     low, high = min(values), max(values)
     steps = max(len(values) - 1, 1)

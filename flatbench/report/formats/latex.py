@@ -1,4 +1,4 @@
-"""A report's tables as LaTeX, to be put into a paper: needs the package booktabs and no other."""
+"""The tables of a report as LaTeX for a paper, which needs the package booktabs and no other."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from flatbench.text import markdown_text
 
 
 def render(chapters: Iterable[Chapter]) -> str:
-    """Return chapters as markdown; a string that comes from a record is shown and does no more."""
+    """Return chapters as markdown, in which strings from records are shown and do no more."""
     return "\n".join("\n".join(_parts(chapter)) for chapter in chapters)
 
 

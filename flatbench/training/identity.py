@@ -1,0 +1,29 @@
+"""What one run must share with another to stand for it: protocol, code, data and device."""
+
+from __future__ import annotations
+
+import torch
+
+from flatbench import components, data
+from flatbench.protocols.cases import Case
+from flatbench.records import provenance
+
+
+def sources(case: Case) -> dict[str, str]:
+    """Return what identifies the code behind each reference of a case, by the reference.
+
+    Raises:
+        UsageError: a reference names nothing, or its code cannot be imported.
+    """
+    found = {}
+    for reference in case.references():
+        where = f"protocol {case.protocol.name}"
+        component = components.find(reference, case.protocol.folder, {}, where)
+        found[reference] = component.source or ""
+    return found
+
+
+def key(case: Case, dataset: data.DataSet, where: torch.device) -> str:
+    """Return what identifies a case's run on a device; see `flatbench.records.provenance.key`."""
+    behind = [f"{reference} {source}" for reference, source in sources(case).items()]
+    return provenance.key(case.cell_hash(), case.seed, where, dataset.digest, behind)
