@@ -1,3 +1,34 @@
-"""flatbench's own pytest plugin, for the grid in `benchmarks` and the tests in `tests`."""
+"""flatbench's own pytest plugin, and what this repository's tests and benchmarks add to it."""
+
+import pytest
+
+from flatbench import options
 
 pytest_plugins = ["flatbench.pytest_plugin"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Take the options by their short names, too: nobody else's are in the way here."""
+    options.add_short(parser.getgroup("flatbench").addoption, *options.PYTEST)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Name the marker of tests that need a GPU."""
+    config.addinivalue_line("markers", "gpu: needs a CUDA device; skipped where there is none")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none, or where --device cpu says to."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if config.getoption("flatbench_device") == "cpu":
+        reason = "--device cpu"
+    elif torch.cuda.is_available():
+        return
+    else:
+        reason = f"torch {torch.__version__} finds no CUDA device"
+    for item in marked:
+        item.add_marker(pytest.mark.skip(reason=reason))

@@ -185,7 +185,7 @@ def test_trainer(
     workers = execution.cores() if is_narrow and where.type == "cpu" else 1
     own = 1 if is_narrow else torch.get_num_threads()
     rounds, iterations = (9, 20) if is_narrow or where.type == "cuda" else (7, 1)
-    data_dir = request.config.getoption("data_dir")
+    data_dir = request.config.getoption("flatbench_data_dir")
     dataset = images_for(case, where, data_dir)
     run = setup.prepare(case, dataset)
     large = {} if is_narrow else peaks(where, run.precision)

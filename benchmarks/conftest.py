@@ -11,9 +11,9 @@ from flatbench.training import devices
 @pytest.fixture
 def where(request: pytest.FixtureRequest) -> torch.device:
     """The device, with nothing of ours running beside it."""
-    if any("grid_case" in getattr(item, "fixturenames", ()) for item in request.session.items):
+    if any("flatbench_case" in getattr(item, "fixturenames", ()) for item in request.session.items):
         pytest.skip(f"a grid is training beside it: run {request.path.name} alone")
-    found = devices.find(request.config.getoption("device"))
+    found = devices.find(request.config.getoption("flatbench_device"))
     if found.type == "cuda":
         torch.cuda.set_device(found)
     return found

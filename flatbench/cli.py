@@ -55,6 +55,8 @@ def _training_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
 
     run = commands.add_parser("run", help="train cases and write their records; no thresholds")
     add(run.add_argument, SELECTION, MACHINE, RESULTS, TRAINING)
+    run.add_argument("--fresh", action="store_true", help="train finished cases again")
+    run.add_argument("--resume", action="store_true", help=argparse.SUPPRESS)  # as it is now
     run.set_defaults(command=_run)
 
     info = commands.add_parser("info", help="show what this machine can do, for a bug report")
@@ -140,7 +142,7 @@ def _run(options: argparse.Namespace) -> int:
         device=options.device,
         workers=options.workers,
         data_dir=options.data_dir,
-        store=Store(options.results, options.resume, options.keep_weights),
+        store=Store(options.results, resume=not options.fresh, keep_weights=options.keep_weights),
     ) as run:
         for case in cases:
             record = execution.follow(run, case, sys.stderr)

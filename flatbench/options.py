@@ -42,27 +42,57 @@ def _is_whole(text: str) -> bool:
 
 
 SELECTION: Final[Options] = {
-    "--protocol": {"default": "digits", "help": "a name, or the path of a .toml file"},
-    "--architectures": {"type": names, "help": "comma-separated (default: all)"},
-    "--optimizers": {"type": names, "help": "comma-separated (default: all)"},
-    "--seeds": {"type": seeds, "help": "as 0,1,2 or 0-9 (default: the protocol's)"},
+    "protocol": {"default": "digits", "help": "a name, or the path of a .toml file"},
+    "architectures": {"type": names, "help": "comma-separated (default: all)"},
+    "optimizers": {"type": names, "help": "comma-separated (default: all)"},
+    "seeds": {"type": seeds, "help": "as 0,1,2 or 0-9 (default: the protocol's)"},
 }
 MACHINE: Final[Options] = {
-    "--device": {"default": "auto", "help": "cpu, cuda, cuda:N or auto (default)"},
-    "--data-dir": {"type": Path, "help": "the folder of the data sets"},
+    "device": {"default": "auto", "help": "cpu, cuda, cuda:N or auto (default)"},
+    "data-dir": {"type": Path, "help": "the folder of the data sets"},
 }
 RESULTS: Final[Options] = {
-    "--results": {"type": Path, "default": Path("results"), "help": "default: results"},
+    "results": {"type": Path, "default": Path("results"), "help": "default: results"},
 }
 TRAINING: Final[Options] = {
-    "--workers": {"type": count, "help": "processes (default: one a core, or one a GPU)"},
-    "--resume": {"action": "store_true", "help": "go on with a run that was killed"},
-    "--keep-weights": {"action": "store_true", "help": "keep the final weights"},
+    "workers": {"type": count, "help": "processes (default: one a core, or one a GPU)"},
+    "keep-weights": {"action": "store_true", "help": "keep the final weights"},
 }
+GRID: Final[Options] = {
+    "resume": {"action": "store_true", "help": "take finished cases, and go on with killed ones"},
+    "thresholds": {
+        "type": Path,
+        "help": "default: benchmarks/thresholds/PROTOCOL.toml, or PROTOCOL.thresholds.toml beside "
+        "the protocol, where one of them is there",
+    },
+    "gate": {
+        "type": Path,
+        "help": "compare the grid with this baseline: records, or thresholds",
+    },
+}
+PYTEST: Final = (SELECTION, MACHINE, RESULTS, TRAINING, GRID)
 
 
-def add(to: Callable[..., object], *options: Options) -> None:
-    """Add options by ``to``: argparse's `add_argument`, or pytest's `addoption`."""
-    for group in options:
-        for name, arguments in group.items():
-            to(name, **arguments)
+def add(to: Callable[..., object], *groups: Options) -> None:
+    """Add options as ``--NAME`` by argparse's `add_argument`."""
+    for options in groups:
+        for name, arguments in options.items():
+            to(f"--{name}", **arguments)
+
+
+def add_prefixed(to: Callable[..., object], *groups: Options) -> None:
+    """Add options as ``--flatbench-NAME`` by pytest's `addoption`."""
+    for options in groups:
+        for name, arguments in options.items():
+            to(f"--flatbench-{name}", **arguments, dest=_dest(name))
+
+
+def add_short(to: Callable[..., object], *groups: Options) -> None:
+    """Add ``--NAME`` as another spelling of ``--flatbench-NAME``."""
+    for options in groups:
+        for name, arguments in options.items():
+            to(f"--{name}", **arguments, dest=_dest(name))
+
+
+def _dest(name: str) -> str:
+    return f"flatbench_{name.replace('-', '_')}"

@@ -1,43 +1,48 @@
-"""pytest's side: options, the grid, the workers behind it, the live line and the closing table."""
+"""pytest's side: options, the grid, the workers behind it, the live line and the closing table.
+
+A conftest.py loads it by one line, ``pytest_plugins = ["flatbench.pytest_plugin"]``; the tests are
+in `flatbench.pytest_grid`. Options begin with ``--flatbench-`` and fixtures with ``flatbench_``, so
+that they meet nobody else's. Nothing heavy is imported before a test of the grid is collected.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from flatbench import execution, gate, options
+from flatbench import options
 from flatbench.errors import UsageError
-from flatbench.files import write_atomically
-from flatbench.gate import compare
-from flatbench.protocols.cases import Case, grid
-from flatbench.protocols.protocol import Protocol
-from flatbench.protocols.reading import load
-from flatbench.records.record import Record
-from flatbench.records.store import Store
 
-PROTOCOL = pytest.StashKey[Protocol]()
-THRESHOLDS = pytest.StashKey[gate.Thresholds | None]()
-GATE = pytest.StashKey[compare.Baseline | None]()
-WANTED = pytest.StashKey[Sequence[Case]]()  # what the options ask for
-GRID = pytest.StashKey[Sequence[Case]]()  # what -k and -m have left of it
-RUN = pytest.StashKey[execution.Run]()
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from flatbench.execution import Run
+    from flatbench.gate import Thresholds
+    from flatbench.gate.compare import Baseline
+    from flatbench.protocols.cases import Case
+    from flatbench.protocols.protocol import Protocol
+    from flatbench.records.record import Record
+
+PROTOCOL: pytest.StashKey[Protocol] = pytest.StashKey()
+WANTED: pytest.StashKey[Sequence[Case]] = pytest.StashKey()  # what the options ask for
+GRID: pytest.StashKey[Sequence[Case]] = pytest.StashKey()  # what -k and -m have left of it
+THRESHOLDS: pytest.StashKey[Thresholds | None] = pytest.StashKey()
+BASELINE: pytest.StashKey[Baseline | None] = pytest.StashKey()
+MISTAKE: pytest.StashKey[str] = pytest.StashKey()  # in an option or in a file that it names
+RUN: pytest.StashKey[Run] = pytest.StashKey()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    group = parser.getgroup("flatbench")
-    options.add(group.addoption, options.SELECTION, options.MACHINE, options.RESULTS)
-    options.add(group.addoption, options.TRAINING)
-    group.addoption(
-        "--thresholds", type=Path, help="default: benchmarks/thresholds/PROTOCOL.toml, if there"
-    )
-    group.addoption(
-        "--gate", type=Path, help="compare the grid with this baseline: records, or thresholds"
-    )
+    options.add_prefixed(parser.getgroup("flatbench").addoption, *options.PYTEST)
+
+
+def _option(config: pytest.Config, name: str) -> Any:
+    return config.getoption(f"flatbench_{name}")
 
 
 @contextmanager
@@ -50,69 +55,82 @@ def _usage() -> Iterator[None]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "gpu: needs a CUDA device; skipped where there is none")
-    device = config.getoption("device")
-    with _usage():  # now, not in the collection: there pytest would make a traceback of it
-        if device not in ("auto", "cpu"):
-            execution.places(device)  # a GPU that was demanded must be there
-        settings = load(config.getoption("protocol"))
-        config.stash[PROTOCOL] = settings
-        config.stash[WANTED] = grid(
-            settings,
-            config.getoption("architectures"),
-            config.getoption("optimizers"),
-            config.getoption("seeds"),
-        )
-        config.stash[THRESHOLDS] = _thresholds(config, settings.name)
-        config.stash[GATE] = _gate(config, settings)
+    if _option(config, "device") not in ("auto", "cpu"):
+        from flatbench import execution
 
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("gate") is None:
-        items[:] = [i for i in items if "gate_baseline" not in getattr(i, "fixturenames", ())]
-    marked = [item for item in items if item.get_closest_marker("gpu")]
-    if not marked:
-        return
-    import torch
-
-    if config.getoption("device") == "cpu":
-        reason = "--device cpu"
-    elif torch.cuda.is_available():
-        return
-    else:
-        reason = f"torch {torch.__version__} finds no CUDA device"
-    for item in marked:
-        item.add_marker(pytest.mark.skip(reason=reason))
+        with _usage():
+            execution.places(_option(config, "device"))  # a GPU that was demanded must be there
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    wanted = {"grid_case", "sam_pair"} & set(metafunc.fixturenames)
+    wanted = {"flatbench_case", "flatbench_compared"} & set(metafunc.fixturenames)
     if not wanted:
         return
     config = metafunc.config
     if hasattr(config, "workerinput"):
-        raise pytest.UsageError("the grid runs its own processes: use --workers, not xdist's -n")
-    settings, cases = config.stash[PROTOCOL], config.stash[WANTED]
-    if "grid_case" in wanted:
-        metafunc.parametrize("grid_case", cases, ids=lambda case: case.id.replace("/", "-"))
+        raise pytest.UsageError(
+            "the grid runs its own processes: use --flatbench-workers, not xdist's -n"
+        )
+    try:
+        _read(config)
+    except UsageError as error:
+        # pytest would make a traceback of it here; told as soon as the collection is over
+        config.stash[MISTAKE] = str(error)
+    cases = config.stash.get(WANTED, ())
+    if "flatbench_case" in wanted:
+        metafunc.parametrize("flatbench_case", cases, ids=lambda case: case.id.replace("/", "-"))
     else:
         cells = dict.fromkeys((case.architecture, case.optimizer) for case in cases)
-        pairs = [cell for cell in cells if settings.base_of(cell[1])]
-        labels = ["-".join((settings.name, *pair)) for pair in pairs]
-        metafunc.parametrize("sam_pair", pairs, ids=labels)
+        compared = [cell for cell in cells if config.stash[PROTOCOL].base_of(cell[1])]
+        labels = ["-".join((config.stash[PROTOCOL].name, *cell)) for cell in compared]
+        metafunc.parametrize("flatbench_compared", compared, ids=labels)
 
 
-def _thresholds(config: pytest.Config, name: str) -> gate.Thresholds | None:
-    given = config.getoption("thresholds")
-    path = given or config.rootpath / "benchmarks" / "thresholds" / f"{name}.toml"
-    return gate.read_thresholds(path) if given or path.exists() else None
+def _read(config: pytest.Config) -> None:
+    """Read, once, everything that the options name.
+
+    Raises:
+        UsageError: an option, or a file that it names, cannot be used.
+    """
+    if WANTED in config.stash or MISTAKE in config.stash:
+        return
+    from flatbench.protocols.cases import grid
+    from flatbench.protocols.reading import load
+
+    settings = load(_option(config, "protocol"))
+    config.stash[PROTOCOL] = settings
+    config.stash[THRESHOLDS] = _thresholds(config, settings)
+    config.stash[BASELINE] = _baseline(config, settings)
+    chosen = (_option(config, name) for name in ("architectures", "optimizers", "seeds"))
+    config.stash[WANTED] = grid(settings, *chosen)
 
 
-def _gate(config: pytest.Config, settings: Protocol) -> compare.Baseline | None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if MISTAKE in config.stash:
+        raise pytest.UsageError(config.stash[MISTAKE])
+    if _option(config, "gate") is None:
+        items[:] = [i for i in items if "flatbench_baseline" not in getattr(i, "fixturenames", ())]
+
+
+def _thresholds(config: pytest.Config, settings: Protocol) -> Thresholds | None:
+    from flatbench import gate
+
+    given = _option(config, "thresholds")
+    usual = (
+        config.rootpath / "benchmarks" / "thresholds" / f"{settings.name}.toml",
+        settings.folder / f"{settings.name}.thresholds.toml",
+    )
+    path = given or next((path for path in usual if path.exists()), None)
+    return None if path is None else gate.read_thresholds(path)
+
+
+def _baseline(config: pytest.Config, settings: Protocol) -> Baseline | None:
     """Read the baseline now, rather than find after the training that it is of no use."""
-    path = config.getoption("gate")
+    path = _option(config, "gate")
     if path is None:
         return None
+    from flatbench.gate import compare
+
     baseline = compare.read_baseline(path)
     if not compare.fits(baseline, settings):
         raise UsageError(
@@ -125,7 +143,11 @@ def _gate(config: pytest.Config, settings: Protocol) -> compare.Baseline | None:
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Choose where pytest-benchmark writes, unless --benchmark-json said so."""
     config = session.config
-    cases = [case for item in session.items if (case := _parameter(item, "grid_case")) is not None]
+    if MISTAKE in config.stash:
+        return  # pytest comes here on its way out, too
+    cases = [
+        case for item in session.items if (case := _parameter(item, "flatbench_case")) is not None
+    ]
     config.stash[GRID] = cases
     benchmarks = config.pluginmanager.get_plugin("pytest-benchmark")
     if (
@@ -144,7 +166,7 @@ def _parameter(item: pytest.Item, name: str) -> Case | None:
 
 
 def _folder(config: pytest.Config) -> Path:
-    results: Path = config.getoption("results")
+    results: Path = _option(config, "results")
     return results / config.stash[PROTOCOL].name
 
 
@@ -153,6 +175,8 @@ def _stem(config: pytest.Config, whole: str) -> str:
 
     So `-k vgg16` cannot replace the published table of the whole grid by half of it.
     """
+    from flatbench.protocols.cases import grid
+
     everything = {case.id for case in grid(config.stash[PROTOCOL])}
     return whole if everything <= {case.id for case in config.stash[GRID]} else "selection"
 
@@ -164,17 +188,20 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
     cases = config.stash.get(GRID, ())  # xdist's workers collect, this process doesn't
     if not cases or config.option.collectonly:
         return (yield)
+    from flatbench import execution
+    from flatbench.records.store import Store
+
     with (
         _usage(),
         execution.start(
             cases,
-            device=config.getoption("device"),
-            workers=config.getoption("workers"),
-            data_dir=config.getoption("data_dir"),
+            device=_option(config, "device"),
+            workers=_option(config, "workers"),
+            data_dir=_option(config, "data_dir"),
             store=Store(
-                config.getoption("results"),
-                config.getoption("resume"),
-                config.getoption("keep_weights"),
+                _option(config, "results"),
+                resume=_option(config, "resume"),
+                keep_weights=_option(config, "keep_weights"),
             ),
         ) as run,
     ):
@@ -189,18 +216,20 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, object]) -> Non
 
 
 @pytest.fixture
-def thresholds(request: pytest.FixtureRequest) -> gate.Thresholds | None:
+def flatbench_thresholds(request: pytest.FixtureRequest) -> Thresholds | None:
     return request.config.stash[THRESHOLDS]
 
 
 @pytest.fixture
-def gate_baseline(request: pytest.FixtureRequest) -> compare.Baseline | None:
-    return request.config.stash[GATE]
+def flatbench_baseline(request: pytest.FixtureRequest) -> Baseline | None:
+    return request.config.stash.get(BASELINE, None)
 
 
 @pytest.fixture
-def record_of(request: pytest.FixtureRequest) -> Callable[[Case], Record]:
+def flatbench_record_of(request: pytest.FixtureRequest) -> Callable[[Case], Record]:
     """Wait for a case's record; a terminal sees a live line meanwhile, even without -s."""
+    from flatbench import execution
+
     config = request.config
     run = config.stash[RUN]
     capture = config.pluginmanager.get_plugin("capturemanager")
@@ -214,7 +243,7 @@ def record_of(request: pytest.FixtureRequest) -> Callable[[Case], Record]:
 
 
 @pytest.fixture
-def finished_records(request: pytest.FixtureRequest) -> list[Record]:
+def flatbench_records(request: pytest.FixtureRequest) -> list[Record]:
     """The records of every selected case that has come to its end."""
     return _finished(request.config)
 
@@ -232,6 +261,7 @@ def pytest_terminal_summary(
     if RUN not in config.stash:
         return
     from flatbench import report
+    from flatbench.files import write_atomically
 
     records = _finished(config)
     if not records:

@@ -71,7 +71,7 @@ def test_each_case_has_a_readable_test(whole):
         assert re.search(
             rf"test_generalization\[tiny-resnet18-{re.escape(case)}\] PASSED", whole.text
         )
-    assert "test_sam_against_base[tiny-resnet18-sgd+sam] SKIPPED" in whole.text
+    assert "test_against[tiny-resnet18-sgd+sam] SKIPPED" in whole.text
 
 
 def test_a_diverging_case_fails_alone_and_is_shown(whole):

@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "flatbench"
 LEVELS = (
-    ("cli", "pytest_plugin", "__main__"),
+    ("cli", "pytest_plugin", "pytest_grid", "__main__"),
     ("study",),
     ("landscape", "execution"),
     ("report", "gate", "training"),
