@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,16 +15,37 @@ from flatbench.errors import UsageError
 from flatbench.options import MACHINE, RESULTS, SELECTION, TRAINING, add, names
 from flatbench.protocols.cases import Case, from_id, grid
 from flatbench.protocols.reading import available, load
+from flatbench.records.record import Record
+from flatbench.text import did_you_mean
 
 # Modules that import torch or pandas are imported by the command that needs them: `list` and
 # `--help` answer at once.
+
+
+FORMATS = {"markdown": (".md", ".markdown", ""), "html": (".html", ".htm"), "latex": (".tex",)}
+EXAMPLES = {
+    "list": "flatbench list --protocol digits",
+    "run": "flatbench run --protocol mine.toml --optimizers sgd,lion --seeds 0-4",
+    "info": "flatbench info --device cuda",
+    "download": "flatbench download cifar10 --data-dir data",
+    "report": "flatbench report results/mine --output mine.html",
+    "compare": "flatbench compare before/mine results/mine",
+    "landscape": "flatbench landscape digits/vgg16/adam/seed0 digits/vgg16/adam+sam/seed0",
+    "baseline": "flatbench baseline results/mine --output mine.thresholds.toml",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code."""
     try:
         options = _parser().parse_args(arguments)
-        return int(options.command(options))
+        code = int(options.command(options))
+        sys.stdout.flush()  # here, where a reader that has gone is still nobody's trouble
+        return code
+    except BrokenPipeError:
+        # `| head` has seen enough. Python would flush once more on its way out, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except UsageError as error:
         print(f"flatbench: {error}", file=sys.stderr)
         return 2
@@ -34,8 +57,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, as all others of the command line are."""
 
+    commands: tuple[argparse.ArgumentParser, ...] = ()  # the parsers of its commands
+
     def error(self, message: str) -> NoReturn:
         """Raise the mistake instead of printing the usage above it."""
+        if (
+            choice := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        ) is not None:
+            message += did_you_mean(choice[1], re.findall(r"[\w.+-]+", choice[2]))
+        if (option := re.search(r"unrecognized arguments: (--[^ =]+)", message)) is not None:
+            known = (o for p in (self, *self.commands) for o in p._option_string_actions)
+            message += did_you_mean(option[1], known)
         raise UsageError(f"{message}; see {self.prog} --help")
 
 
@@ -45,6 +77,10 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _training_commands(commands)
     _reading_commands(commands)
+    parser.commands = tuple(commands.choices.values())
+    for name, command in commands.choices.items():
+        command.formatter_class = argparse.RawDescriptionHelpFormatter
+        command.epilog = f"for example:\n  {EXAMPLES[name]}"
     return parser
 
 
@@ -72,7 +108,9 @@ def _training_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
 def _reading_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
     report = commands.add_parser("report", help="render records as tables, or as an HTML page")
     report.add_argument("paths", nargs="+", type=Path, help="JSON files, or folders of them")
-    report.add_argument("--format", choices=("markdown", "html", "latex"), default="markdown")
+    report.add_argument(
+        "--format", choices=tuple(FORMATS), help="default: by --output's ending, else markdown"
+    )
     report.add_argument("--output", type=Path, help="write here instead of standard output")
     report.add_argument("--figures", type=Path, help="write every figure into this folder as well")
     report.add_argument("--target", type=float, help="of the time to accuracy, percent")
@@ -146,12 +184,20 @@ def _run(options: argparse.Namespace) -> int:
     ) as run:
         for case in cases:
             record = execution.follow(run, case, sys.stderr)
-            if record.status == "completed":
-                print(f"{record.id}: {record.test_accuracy:.2f} %", flush=True)
-            else:
-                bad += 1
-                print(f"{record.id}: {record.reason}", flush=True)
+            bad += record.status != "completed"
+            reused = (
+                " (finished before, not trained again)" if case.id in run.progress.reused else ""
+            )
+            print(f"{record.id}: {_outcome(record)}{reused}", flush=True)
+    folder = options.results / cases[0].protocol.name
+    print(f"records: {folder / 'records'}\nnext: flatbench report {folder}")
     return 1 if bad else 0
+
+
+def _outcome(record: Record) -> str:
+    if record.status != "completed":
+        return record.reason or record.status
+    return f"{record.test_accuracy:.2f} %"
 
 
 def _info(options: argparse.Namespace) -> int:
@@ -180,8 +226,9 @@ def _report(options: argparse.Namespace) -> int:
 
     if options.target is not None and not 0 <= options.target <= 100:
         raise UsageError(f"--target must be a number from 0 to 100, got {options.target}")
+    form = options.format or _format_of(options.output)
     records = reading.collect(options.paths)
-    text = report.render(records, options.format, target=options.target)
+    text = report.render(records, form, target=options.target)
     if options.figures is not None:
         from flatbench.report import figures
 
@@ -191,6 +238,16 @@ def _report(options: argparse.Namespace) -> int:
     else:
         files.write_atomically(options.output, text.encode())
     return 0
+
+
+def _format_of(output: Path | None) -> str:
+    """Return the format that a file's ending asks for."""
+    ending = "" if output is None else output.suffix.lower()
+    for form, endings in FORMATS.items():
+        if ending in endings:
+            return form
+    known = ", ".join(e for endings in FORMATS.values() for e in endings if e)
+    raise UsageError(f"--output must end in one of {known}, or --format be given, got {output}")
 
 
 def _baseline(options: argparse.Namespace) -> int:

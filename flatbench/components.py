@@ -14,7 +14,6 @@ something is trained.
 from __future__ import annotations
 
 import ast
-import difflib
 import functools
 import hashlib
 import importlib
@@ -31,6 +30,7 @@ from types import ModuleType
 from typing import Any
 
 from flatbench.errors import UsageError
+from flatbench.text import did_you_mean
 
 GROUP = "flatbench.components"
 FORMS = "package.module:Object or ./file.py:Object"
@@ -142,8 +142,7 @@ def _attribute(module: ModuleType, path: str, reference: str, where: str) -> Any
     found: Any = module
     for name in path.split("."):
         if not hasattr(found, name):
-            near = difflib.get_close_matches(name, dir(found), n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(name, dir(found))
             raise UsageError(f"{where}: {reference!r}: there is no {name!r} in it{hint}")
         found = getattr(found, name)
     return found

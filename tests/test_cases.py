@@ -72,11 +72,13 @@ def test_seeds_of_one_cell_share_its_hash(settings):
     [
         (
             {"architectures": ["vgg16", "vgg19"]},
-            "--architectures must be among vgg16, resnet18 for protocol 'tiny', got 'vgg19'",
+            "--architectures must be among vgg16, resnet18 for protocol 'tiny', got 'vgg19' "
+            "(did you mean 'vgg16'?)",
         ),
         (
             {"optimizers": ["sgd+asm"]},
-            "--optimizers must be among adam, sgd, sgd+sam for protocol 'tiny', got 'sgd+asm'",
+            "--optimizers must be among adam, sgd, sgd+sam for protocol 'tiny', got 'sgd+asm' "
+            "(did you mean 'sgd+sam'?)",
         ),
         ({"optimizers": ["sgd", "adam", "sgd"]}, "--optimizers: sgd is given more than once"),
         ({"seeds": [0, 1, 0]}, "--seeds: 0 is given more than once"),

@@ -64,8 +64,11 @@ def test_seeds_that_are_none(text):
         (["list", "--protocol", "digits", "--optimizers", "a"], "for protocol 'digits', got 'a'"),
         (["run", "--device", "tpu"], "--device must be cpu, cuda, cuda:N or auto, got 'tpu'"),
         (["run", "--workers", "0"], "--workers: must be a whole number of at least 1, got '0'"),
-        (["run", "--wrokers", "2"], "unrecognized arguments: --wrokers 2; see flatbench --help"),
-        (["runn"], "invalid choice: 'runn'"),
+        (
+            ["run", "--wrokers", "2"],
+            "--wrokers 2 (did you mean '--workers'?); see flatbench --help",
+        ),
+        (["runn"], "(did you mean 'run'?); see flatbench --help"),
         (["list", "--seeds", "5-3"], "must be a list such as 0,1,2 or 0-9, got '5-3'"),
         (["report", "/nowhere"], "/nowhere: no such file or folder"),
         (["baseline", "/nowhere", "--output", "x.toml"], "/nowhere: no such file or folder"),
@@ -125,8 +128,70 @@ def test_run_report_and_exit_codes(tmp_path, capsys):
     found = {r.optimizer: r for r in reading.collect([tmp_path / "tiny" / "records"])}
     assert f"tiny/resnet18/sgd/seed0: {found['sgd'].test_accuracy:.2f} %" in out
     assert found["wild"].status == "diverged"
-    assert cli.main(["report", str(tmp_path / "tiny" / "records")]) == 0
+    assert out.endswith(
+        f"records: {tmp_path / 'tiny' / 'records'}\nnext: flatbench report {tmp_path / 'tiny'}\n"
+    )
+    (tmp_path / "tiny" / "benchmark.json").write_text("not read: its records are in the folder")
+    assert cli.main(["report", str(tmp_path / "tiny")]) == 0
     assert "### Test accuracy (%)" in capsys.readouterr().out
+
+
+def test_finished_cases_are_taken_as_they_are_unless_fresh_is_asked_for(tmp_path, capsys):
+    path = tiny.write(tmp_path, tiny.table(optimizers={"sgd": tiny.SGD}))
+    common = ["run", "--protocol", str(path), "--results", str(tmp_path), "--device", "cpu"]
+    record = tmp_path / "tiny" / "records" / "resnet18-sgd-seed0.json"
+    said = []
+    for more in ([], [], ["--fresh"]):
+        assert cli.main([*common, *more]) == 0
+        said.append((capsys.readouterr().out.splitlines()[0], record.stat().st_mtime_ns))
+    (first, t1), (again, t2), (fresh, t3) = said
+    assert again == f"{first} (finished before, not trained again)"
+    assert fresh == first
+    assert t1 == t2 < t3
+
+
+def test_a_change_of_the_protocol_trains_again(tmp_path, capsys):
+    for lr in (0.05, 0.04):
+        path = tiny.write(tmp_path, tiny.table(optimizers={"sgd": {**tiny.SGD, "lr": lr}}))
+        arguments = ["--protocol", str(path), "--results", str(tmp_path), "--device", "cpu"]
+        assert cli.main(["run", *arguments]) == 0
+        assert "finished before" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "begins"), [("a.html", "<!doctype html>"), ("a.tex", "%"), ("a.md", "## Protocol")]
+)
+def test_the_ending_of_the_output_chooses_the_format(tmp_path, name, begins):
+    write(tmp_path, grid(range(2)))
+    assert cli.main(["report", str(tmp_path), "--output", str(tmp_path / name)]) == 0
+    assert (tmp_path / name).read_text().lstrip().startswith(begins)
+
+
+def test_an_ending_that_is_no_format(tmp_path, capsys):
+    write(tmp_path, grid(range(2)))
+    assert cli.main(["report", str(tmp_path), "--output", "a.pdf"]) == 2
+    assert "--output must end in one of .md, .markdown, .html" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    command = f"{sys.executable} -m flatbench list --protocol digits --seeds 0-99999 | head -1"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "digits/resnet18/sgd/seed0\n"
+    assert done.stderr == ""
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize("name", list(cli.EXAMPLES))
+def test_each_command_has_an_example_that_it_would_take(name, capsys):
+    parser = cli._parser()
+    assert cli.EXAMPLES[name].split()[:2] == ["flatbench", name]
+    assert parser.parse_args(cli.EXAMPLES[name].split()[1:]).command is not None
+    with pytest.raises(SystemExit):
+        parser.parse_args([name, "--help"])
+    assert cli.EXAMPLES[name] in capsys.readouterr().out
+    assert set(cli.EXAMPLES) == {command.prog.split()[-1] for command in parser.commands}
 
 
 def test_baseline_writes_thresholds(tmp_path):

@@ -191,7 +191,10 @@ def test_any_recorded_measure_may_carry_a_threshold():
         (grid(range(9)), r"digits/resnet18/sgd: 9 seed\(s\) in the baseline; at least 10"),
         ([*BASELINE, *grid(protocol="mine")], "one protocol's records, got those of digits, mine"),
         ([], "got those of no record"),
-        ([record(seed=s, provenance={"commit": None}) for s in range(10)], "provenance.commit"),
+        (
+            [record(seed=s, provenance={"commit": None}) for s in range(10)],
+            "does not say what code made it",
+        ),
     ],
 )
 def test_a_poor_baseline_is_refused(records, says):
@@ -284,3 +287,22 @@ def test_what_has_no_published_spread_is_refused(tmp_path, seeds):
         whole["reference"] = {"source": "s", "seeds": seeds, "test_accuracy": table}
     with pytest.raises(UsageError, match="tiny must have published results of at least 2"):
         gate.from_reference(tiny.protocol(tmp_path, whole))
+
+
+def test_a_baseline_of_an_installed_package_names_its_version_and_sources(tmp_path):
+    said = {"commit": None, "dirty": None, "flatbench_version": "0.1.0", "source_hash": "0123"}
+    records = [record(seed=s, test_accuracy=90 + s / 10, provenance=said) for s in range(10)]
+    made = gate.derive(records)
+    assert made.commit == "flatbench 0.1.0, sources 0123"
+    gate.write_thresholds(tmp_path / "t.toml", made)
+    worse = record(seed=99, test_accuracy=20.0, provenance=said)
+    line = gate.check_case(worse, gate.read_thresholds(tmp_path / "t.toml")).line
+    assert "level 0.999, flatbench 0.1.0, sources 0123" in line
+
+
+def test_thresholds_of_a_protocol_of_ones_own_are_renewed_beside_it():
+    mine = [dataclasses.replace(r, protocol="mine") for r in BASELINE]
+    assert gate.derive(mine).renewal == (
+        "flatbench run --protocol mine.toml --seeds 0,1,2,3,4,5,6,7,8,9 --results baseline && "
+        "flatbench baseline baseline/mine/records --output mine.thresholds.toml"
+    )

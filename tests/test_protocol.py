@@ -463,10 +463,11 @@ def test_a_line_break_in_the_name_of_a_folder_is_shown_as_one_line(tmp_path):
 
 def test_an_unknown_name_lists_those_that_are_known(tmp_path):
     for name in ("digitz", "", "../digits", str(tmp_path), "digits.tml", "a\nb"):
-        assert message(name) == (
+        assert message(name).startswith(
             f"protocol must be one of {', '.join(available())}, or the path of a .toml file, "
             f"got {name!r}".replace("\n", "\\n")
         )
+    assert message("digitz").endswith("got 'digitz' (did you mean 'digits'?)")
 
 
 # --- whatever the file holds

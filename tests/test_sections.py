@@ -50,3 +50,12 @@ def test_differences_are_of_any_quantity_that_both_runs_have():
     pairs = paired(one, other)
     assert differences(pairs, "trace") == {1: 3.0, 2: 4.0}
     assert differences(pairs, "sam_sharpness") == {}
+
+
+def test_rows_of_an_unknown_protocol_keep_the_order_of_its_file():
+    places = {"zebra": (0, 1), "ant": (1, 1), "bee": (2, 1)}
+    made = [record(row, "net", protocol="mine", place=at) for row, at in sorted(places.items())]
+    other = [record("ant", "first", protocol="mine", place=(1, 0))]
+    (section,) = sections([record("older", "net", protocol="mine"), *made, *other])
+    assert section.optimizers == ("zebra", "ant", "bee", "older")
+    assert section.architectures == ("first", "net")

@@ -175,8 +175,7 @@ def _typical(bound: Bound) -> str:
 
 def _basis(n: int, thresholds: Thresholds, level: float | None = None) -> str:
     level = thresholds.level if level is None else level
-    source = f"commit {thresholds.commit}" if thresholds.seeds else thresholds.commit
-    return f"{n} seeds, level {level:g}, {plain(source)}"
+    return f"{n} seeds, level {level:g}, {plain(thresholds.code)}"
 
 
 def _shown(value: float) -> str:

@@ -78,10 +78,16 @@ def derive(
     for name, value in (("level", level), ("pair_level", pair_level)):
         if not 0.5 < value < 1:
             raise UsageError(f"{name} must be {LEVELS.must_be}, got {value}")
-    # Checks need the hashes to see that the protocol changed, and name the commit.
-    for key in ("common_hash", "cell_hash", "commit"):
+    # Checks need the hashes to see that the protocol changed, and name the code.
+    for key in ("common_hash", "cell_hash"):
         if not all(isinstance(r.provenance.get(key), str) for r in section.records):
             raise UsageError(f"{label}: a record of the baseline does not say provenance.{key}")
+    code = [_code(record) for record in section.records]
+    if None in code:
+        raise UsageError(
+            f"{label}: a record of the baseline does not say what code made it: provenance must "
+            "have commit, or flatbench_version and source_hash"
+        )
     for name in (section.protocol, *section.architectures, *section.optimizers):
         if plain(name) != name:
             raise UsageError(f"{plain(name)}: a name in a baseline must be printable")
@@ -91,14 +97,7 @@ def derive(
                 f"{label}/{'/'.join(cell_key)}: {len(cell)} seed(s) in the baseline; "
                 f"at least {MINIMUM_SEEDS} are needed"
             )
-    for measure in measures:
-        if is_standard_error(measure):
-            raise UsageError(
-                f"{label}: {plain(measure)!r} is a standard error, of which neither side is worse: "
-                "what is bounded must be a measure"
-            )
-        if not any(measure in results_of(record) for record in section.records):
-            raise UsageError(f"{label}: no record in the baseline measured {plain(measure)!r}")
+    _check_measures(section, measures)
     return Thresholds(
         protocol=section.protocol,
         evaluation="validation" if section.evaluation == "validation" else "test",
@@ -107,7 +106,7 @@ def derive(
         pair_level=pair_level,
         seeds=section.seeds,
         grid_seeds=grid_seeds,
-        commit=_commit(section.records),
+        commit=", ".join(dict.fromkeys(map(str, code))),
         cells={key: _cell(cell, level, measures) for key, cell in section.cells.items()},
         pairs=dict(_pairs(section, pair_level, grid_seeds)),
     )
@@ -155,15 +154,30 @@ def from_reference(protocol: Protocol) -> Thresholds:
     )
 
 
-def _commit(records: Iterable[Record]) -> str:
-    """Return the commits that the records were made at, "+dirty" after those of a dirty tree."""
-    return ", ".join(
-        dict.fromkeys(
-            plain(record.provenance["commit"])[:12]
-            + ("+dirty" if record.provenance.get("dirty") else "")
-            for record in records
-        )
-    )
+def _check_measures(section: Section, measures: Sequence[str]) -> None:
+    label = plain(section.protocol)
+    for measure in measures:
+        if is_standard_error(measure):
+            raise UsageError(
+                f"{label}: {plain(measure)!r} is a standard error, of which neither side is worse: "
+                "what is bounded must be a measure"
+            )
+        if not any(measure in results_of(record) for record in section.records):
+            raise UsageError(f"{label}: no record in the baseline measured {plain(measure)!r}")
+
+
+def _code(record: Record) -> str | None:
+    """Return what code made a record, or None where it does not say.
+
+    That is the commit, with "+dirty" after one of a dirty tree. An installed package has no commit:
+    the version and the hash of what trains stand in for it.
+    """
+    said = {key: plain(v) for key, v in record.provenance.items() if isinstance(v, str)}
+    if "commit" in said:
+        return "commit " + said["commit"][:12] + "+dirty" * bool(record.provenance.get("dirty"))
+    if {"flatbench_version", "source_hash"} <= said.keys():
+        return f"flatbench {said['flatbench_version']}, sources {said['source_hash']}"
+    return None
 
 
 def _cell(cell: Sequence[Record], level: float, measures: Sequence[str]) -> CellThreshold:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from flatbench.errors import UsageError
 from flatbench.files import write_atomically
+from flatbench.protocols.reading import available
 from flatbench.protocols.schema import Check, Reader
 from flatbench.records.quantities import Scale
 
@@ -75,9 +77,15 @@ class Thresholds:
     pair_level: Annotated[float, LEVELS]
     seeds: tuple[int, ...]  # empty where they come from published means
     grid_seeds: Annotated[int, _ONE]  # how many seeds a pair's new mean is taken over
-    commit: str  # of the baseline's code; for published values, their source
+    commit: str  # what code made the baseline; for published values, their source
     cells: Mapping[tuple[str, str], CellThreshold]
     pairs: Mapping[tuple[str, str], PairThreshold]
+
+    @property
+    def code(self) -> str:
+        """What the baseline was made with; a commit stood alone in the first files."""
+        bare = re.fullmatch(r"[0-9a-f]{7,}(\+dirty)?", self.commit)
+        return f"commit {self.commit}" if bare else self.commit
 
     @property
     def false_alarm_rate(self) -> float:
@@ -89,17 +97,17 @@ class Thresholds:
 
     @property
     def renewal(self) -> str:
-        """The commands that derive these thresholds anew."""
+        """The commands that derive these thresholds anew: of a user's own, beside the protocol."""
+        ours = self.protocol in available()
+        protocol = self.protocol if ours else f"{self.protocol}.toml"
+        folder = "benchmarks/thresholds/" if ours else ""
+        output = f"{folder}{self.protocol}{'' if ours else '.thresholds'}.toml"
         if not self.seeds:
-            return (
-                f"flatbench baseline --reference {self.protocol} "
-                f"--output benchmarks/thresholds/{self.protocol}.toml"
-            )
+            return f"flatbench baseline --reference {protocol} --output {output}"
         seeds = ",".join(map(str, self.seeds))
         return (
-            f"flatbench run --protocol {self.protocol} --seeds {seeds} --results baseline && "
-            f"flatbench baseline baseline/{self.protocol}/records "
-            f"--output benchmarks/thresholds/{self.protocol}.toml"
+            f"flatbench run --protocol {protocol} --seeds {seeds} --results baseline && "
+            f"flatbench baseline baseline/{self.protocol}/records --output {output}"
         )
 
 

@@ -12,6 +12,7 @@ from flatbench.errors import UsageError
 from flatbench.models import ARCHITECTURES
 from flatbench.protocols.protocol import LOSS, OPTIMIZERS, Architecture, Protocol, Row
 from flatbench.protocols.reading import load
+from flatbench.text import did_you_mean
 
 _T = TypeVar("_T")
 
@@ -122,7 +123,7 @@ def _selected(
         if name not in has:
             raise UsageError(
                 f"{option} must be among {', '.join(has)} for protocol {protocol.name!r}, "
-                f"got {name!r}"
+                f"got {name!r}{did_you_mean(name, has)}"
             )
     return _distinct(option, wanted or has)
 

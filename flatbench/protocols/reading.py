@@ -31,6 +31,7 @@ from flatbench.protocols.protocol import (
     Training,
 )
 from flatbench.protocols.schema import Reader, quoted
+from flatbench.text import did_you_mean
 
 PROTOCOLS = Path(__file__).parent
 
@@ -66,7 +67,7 @@ def load(name_or_path: str) -> Protocol:
         if name_or_path not in available():
             raise UsageError(
                 f"protocol must be one of {', '.join(available())}, or the path of a .toml file, "
-                f"got {name_or_path!r}"
+                f"got {name_or_path!r}{did_you_mean(name_or_path, available())}"
             )
     if not NAME.fullmatch(path.stem):
         raise UsageError(f"{path}: file name {path.stem!r} must be {NAME_MUST_BE}")

@@ -8,7 +8,6 @@ that names the file, the key, what it must be, and what was found.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import json
 import re
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from flatbench.errors import UsageError
+from flatbench.text import did_you_mean
 
 T = TypeVar("T")
 
@@ -64,8 +64,7 @@ class Reader:
         names = sorted(keys)
         for key in table:
             if key not in names:
-                near = difflib.get_close_matches(key, names, n=1)
-                hint = f" (did you mean {near[0]!r}?)" if near else ""
+                hint = did_you_mean(key, names)
                 raise UsageError(
                     f"{self.source}: {prefix}{quoted(key)} is an unknown key{hint}; it "
                     f"must be one of {', '.join(names)}"

@@ -103,7 +103,10 @@ def _refuse_constant(name: str) -> None:
 
 
 def collect(paths: Iterable[Path]) -> list[Record]:
-    """Read records from files and, for folders, from every ``*.json`` directly in them.
+    """Read records from files, and from every ``*.json`` of a folder or of its ``records``.
+
+    A folder with a ``records`` in it is a protocol's results: its other JSON holds the same records
+    once more.
 
     Raises:
         UsageError: a file is not valid, a path does not exist, or no file holds a record.
@@ -114,7 +117,8 @@ def collect(paths: Iterable[Path]) -> list[Record]:
         if not path.exists():
             raise UsageError(f"{path}: no such file or folder")
         seen.append(str(path))
-        for file in sorted(path.glob("*.json")) if path.is_dir() else [path]:
+        folder = path / "records" if (path / "records").is_dir() else path
+        for file in sorted(folder.glob("*.json")) if folder.is_dir() else [path]:
             records += read(file)
     if not records:
         raise UsageError(f"{', '.join(seen) or 'no path'}: holds no record")

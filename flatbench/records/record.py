@@ -15,6 +15,9 @@ SCHEMA_VERSION: Final = 1
 _NATURAL = Check(lambda x: x >= 0, "a whole number of at least 0")
 _PERCENT = Check(lambda x: 0 <= x <= 100, "a number from 0 to 100")
 _AT_LEAST_ZERO = Check(lambda x: x >= 0, "a number of at least 0")
+_PLACE = Check(
+    lambda xs: len(xs) in (0, 2) and all(x >= 0 for x in xs), "two whole numbers of at least 0"
+)
 _TEXT = Check(bool, "a string that is not empty")
 
 Percent = Annotated[float, _PERCENT] | None
@@ -70,6 +73,9 @@ class Record:
     peak_memory: Number = None  # bytes; of the device on CUDA, of the process on CPU
     history: tuple[Epoch, ...] = ()
     provenance: dict[str, Any] = field(default_factory=dict)
+    place: Annotated[
+        tuple[int, ...], _PLACE
+    ] = ()  # of the row and of the architecture in the protocol's file
     schema_version: Literal[1] = SCHEMA_VERSION
 
     @property
@@ -115,6 +121,10 @@ def of_case(case: Case, provenance: Mapping[str, Any], **results: Any) -> Record
         base_row=case.protocol.base_of(case.optimizer),
         base=case.row.optimizer,
         evaluation=case.protocol.data.evaluation,
+        place=(
+            list(case.protocol.optimizers).index(case.optimizer),
+            case.protocol.model.names.index(case.architecture),
+        ),
         provenance={
             **provenance,
             "common_hash": case.protocol.common_hash(),

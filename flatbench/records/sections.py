@@ -90,7 +90,8 @@ def sections(records: Iterable[Record], protocols: Iterable[Protocol] = ()) -> l
     """Group records by protocol, in the order first seen.
 
     Rows and columns come in the order of the protocol of that name, if it is among ``protocols``
-    or flatbench's own; rows and columns that it does not have come after, as first seen.
+    or flatbench's own, else in the order of their places in the file that the records were made by;
+    rows and columns without a place come last, as first seen.
 
     Raises:
         UsageError: within one protocol, records of different protocol contents or evaluation
@@ -134,10 +135,12 @@ def _section(name: str, records: Sequence[Record], protocol: Protocol | None) ->
         common_hash=common_hash,
         records=tuple(_each_case_once(records)),
         architectures=_ordered(
-            [r.architecture for r in records], protocol.model.names if protocol else ()
+            ((r.architecture, r.place[1] if r.place else None) for r in records),
+            protocol.model.names if protocol else (),
         ),
         optimizers=_ordered(
-            [r.optimizer for r in records], tuple(protocol.optimizers) if protocol else ()
+            ((r.optimizer, r.place[0] if r.place else None) for r in records),
+            tuple(protocol.optimizers) if protocol else (),
         ),
         base_of=bases["base_row"],
         base_optimizer=bases["base"],
@@ -192,7 +195,16 @@ def _each_case_once(records: Iterable[Record]) -> Iterable[Record]:
                 )
 
 
-def _ordered(names: Iterable[str], published: Sequence[str]) -> tuple[str, ...]:
-    """Return distinct names: the published ones in their order, then the rest as first seen."""
-    seen = dict.fromkeys(names)
-    return tuple(n for n in published if n in seen) + tuple(n for n in seen if n not in published)
+def _ordered(places: Iterable[tuple[str, int | None]], protocol: Sequence[str]) -> tuple[str, ...]:
+    """Return distinct names: the protocol's in its order, then by place, then as first seen."""
+    seen: dict[str, int | None] = {}
+    for name, place in places:
+        seen[name] = place if seen.get(name) is None else seen[name]
+
+    def key(name: str) -> tuple[int, int]:
+        if name in protocol:
+            return 0, protocol.index(name)
+        place = seen[name]
+        return (2, 0) if place is None else (1, place)
+
+    return tuple(sorted(seen, key=key))
