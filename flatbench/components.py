@@ -36,7 +36,7 @@ GROUP = "flatbench.components"
 FORMS = "package.module:Object or ./file.py:Object"
 
 _NAME = r"[A-Za-z_][A-Za-z0-9_]*"
-_IN_PACKAGE = re.compile(rf"({_NAME}(?:\.{_NAME})*):({_NAME}(?:\.{_NAME})*)")
+_IN_PACKAGE = re.compile(rf"({_NAME}(?:\.{_NAME})*)(?<!\.py):({_NAME}(?:\.{_NAME})*)")
 _IN_FILE = re.compile(rf"((?:\.{{1,2}}/|/).*\.py):({_NAME}(?:\.{_NAME})*)")
 
 

@@ -1,7 +1,7 @@
 """The wheel, in an environment of its own outside the checkout, with a user's project beside it.
 
-``tox -e wheel`` runs it. The project is docs/project: it trains, derives thresholds, passes its gate,
-and fails it once its optimizer's code is broken.
+``tox -e wheel`` runs it. The project is docs/project: it trains, derives thresholds, passes its
+gate, and fails it once its optimizer's code is broken.
 """
 
 import os
