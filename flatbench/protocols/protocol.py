@@ -63,9 +63,12 @@ class Source:
     In a file it is a table with one of the kinds as its key, or a reference alone.
     """
 
+    # What is read.
     kind: Literal["npz", "folder", "torchvision", "function"]
-    what: str  # a path relative to the protocol's file, the name of a class, or a reference
-    options: dict[str, Any] = field(default_factory=dict)  # of the class or the function
+    # A path relative to the protocol's file, the name of a class, or a reference.
+    what: str
+    # Handed over to the class or the function.
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -77,12 +80,19 @@ class Data:
     is then what it is called.
     """
 
+    # What the data set is called: one of flatbench's own, or with a source any other name.
     name: str
-    label_noise: Fraction = 0.0  # part of the training labels replaced by a wrong one
+    # The part of the training labels that a wrong class replaces.
+    label_noise: Fraction = 0.0
+    # A random crop of images padded by 4 pixels, and a random flip.
     augmentation: Literal["none", "crop", "crop-flip"] = "none"
-    validation: Fraction = 0.0  # part of the training images held out to choose hyperparameters
-    train_examples: Count | None = None  # a stratified subset
+    # The part of the training images that is held out to choose hyperparameters.
+    validation: Fraction = 0.0
+    # How many training images are used, the same fixed ones in every run; default: all.
+    train_examples: Count | None = None
+    # The part that accuracy is measured on.
     evaluation: Literal["test", "validation"] = "test"
+    # Where a data set of one's own comes from: a table of a kind, or a reference.
     source: Source | None = field(default=None, metadata=_YOUNGER)
 
 
@@ -90,7 +100,9 @@ class Data:
 class Metric:
     """What is reported in the place of accuracy, for a task of one's own."""
 
-    ref: ReferenceText  # (outputs, targets) -> its mean over the examples
+    # A function of (outputs, targets): its mean over the examples.
+    ref: ReferenceText
+    # Which side is better.
     better: Literal["higher", "lower"]
 
 
@@ -98,16 +110,26 @@ class Metric:
 class Training:
     """What every optimizer's run shares."""
 
+    # Passes over the training images.
     epochs: Count
+    # Examples a step.
     batch_size: Annotated[int, Check(lambda x: x >= 2, "a whole number of at least 2")]
-    loss: Annotated[str, _LOSS] = LOSS  # or a reference: (outputs, targets) -> mean
-    metric: Metric | None = field(default=None, metadata=_YOUNGER)  # None: top-1 accuracy
+    # What is minimised: cross-entropy, or a function of (outputs, targets) that returns a mean.
+    loss: Annotated[str, _LOSS] = LOSS
+    # What is reported instead of top-1 accuracy.
+    metric: Metric | None = field(default=None, metadata=_YOUNGER)
+    # Smoothing of the cross-entropy in training; never in evaluation.
     label_smoothing: Fraction = 0.0
+    # How the learning rate falls: to 0 by a cosine, by steps, or not at all.
     schedule: Literal["constant", "cosine", "step"] = "cosine"
-    milestones: Annotated[tuple[float, ...], _FRACTIONS] = ()  # of the epochs; schedule "step"
+    # The fractions of the epochs at which the schedule "step" decays.
+    milestones: Annotated[tuple[float, ...], _FRACTIONS] = ()
+    # What the learning rate is multiplied by at each milestone.
     decay: Annotated[float, Check(lambda x: 0 < x <= 1, "a number in (0, 1]")] = 0.2
-    warmup_epochs: Annotated[int, _NATURAL] = 0  # linear from 0
-    precision: Literal["fp32", "bf16", "auto"] = "fp32"  # auto: bf16 where the device is fast at it
+    # Epochs in which the learning rate rises linearly from 0.
+    warmup_epochs: Annotated[int, _NATURAL] = 0
+    # The precision of training; auto is bf16 where the device is fast at it.
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
 
 
 @dataclass(frozen=True)
@@ -118,8 +140,11 @@ class Architecture:
     ``classes`` (or ``num_classes``) and ``image_size``, and with the options.
     """
 
+    # What the network is called in case ids and tables.
     name: str
+    # One of flatbench's own, or a reference to what returns a network; default: the name.
     build: str
+    # What it is built with, beside what the data and the protocol say.
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -127,7 +152,9 @@ class Architecture:
 class Model:
     """The networks."""
 
+    # Channels of the first stage; 64 is the published network.
     width: Count
+    # The networks: names of flatbench's own, and tables.
     architectures: tuple[Architecture, ...] = field(
         default=tuple(Architecture(name, name) for name in ("resnet18", "vgg16"))
     )
@@ -162,18 +189,30 @@ class Sharpness:
     are for the measures on a fixed part of the training images.
     """
 
+    # The radius of sam_sharpness, which every epoch records, and of the ascents.
     rho: Positive = 0.05
+    # Whether sam_sharpness is ASAM's, relative to |w|.
     adaptive: bool = False
+    # Added to |w| in an adaptive sam_sharpness.
     eta: NonNegative = 0.0
+    # The measures after each epoch.
     every_epoch: tuple[Measure, ...] = ()
+    # The measures of the final weights.
     at_end: tuple[Measure, ...] = ()
+    # How many training images the measures are on: a fixed part, unaugmented.
     examples: Count = 256
+    # Which images those are.
     examples_seed: Annotated[int, _NATURAL] = field(default=0, metadata=_YOUNGER)
-    m: Count = field(default=16, metadata=_YOUNGER)  # of m_sharpness: examples to a group
+    # Examples to a group of m_sharpness.
+    m: Count = field(default=16, metadata=_YOUNGER)
+    # Where BatchNorm's statistics come from: the running ones, or the examples measured on.
     batchnorm: Literal["eval", "train"] = "eval"
-    adaptive_rho: Positive = 0.5  # of the adaptive ascent; a length relative to |w|
-    sigma: Positive = 0.01  # of the average's noise
-    adaptive_sigma: Positive = 0.1  # relative to |w|
+    # The radius of the adaptive ascent, relative to |w|.
+    adaptive_rho: Positive = 0.5
+    # The standard deviation of average_sharpness's noise.
+    sigma: Positive = 0.01
+    # That of the adaptive noise, relative to |w|.
+    adaptive_sigma: Positive = 0.1
 
 
 @dataclass(frozen=True)
@@ -187,26 +226,42 @@ class Row:
     rows such as a base at twice the epochs (equal compute) or a study whose scripts differed.
     """
 
+    # The row's name: the key of its table.
     name: str
+    # sgd, adam or adamw, or a reference to a class; base is its old spelling.
     optimizer: Optimizer = field(metadata={"hashed_as": "base"})
+    # The learning rate: a short form of an option.
     lr: Positive | None = None
+    # SGD's momentum: a short form of an option.
     momentum: Fraction = 0.0
+    # Whether SGD's momentum is Nesterov's: a short form of an option.
     nesterov: bool = False
+    # Adam's averages: a short form of an option.
     betas: Annotated[tuple[float, ...], _BETAS] = (0.9, 0.999)
+    # Weight decay: a short form of an option.
     weight_decay: NonNegative = 0.0
+    # SAM's radius; with it, SAM takes its steps over the optimizer.
     rho: Positive | None = None
+    # Whether the perturbation is ASAM's, relative to |w|.
     adaptive: bool = False
+    # Added to |w| in an adaptive perturbation.
     eta: NonNegative = 0.0
+    # Instead of the protocol's, as for a base at twice the epochs (equal compute).
     epochs: Count | None = None
+    # Instead of the protocol's.
     label_smoothing: Fraction | None = None
+    # Instead of the protocol's.
     warmup_epochs: Annotated[int, _NATURAL] | None = None
-    options: dict[str, Any] = field(default_factory=dict, metadata=_YOUNGER)  # its constructor's
+    # What the optimizer's class is constructed with.
+    options: dict[str, Any] = field(default_factory=dict, metadata=_YOUNGER)
+    # Instead of the protocol's; it multiplies each group's own learning rate.
     schedule: Literal["constant", "cosine", "step"] | None = field(default=None, metadata=_YOUNGER)
-    # a reference to a function: model -> parameter groups, each with an ``optimizer`` if it wants
+    # A function: model -> parameter groups, each with an optimizer of its own if it wants.
     groups: ReferenceText | None = field(default=None, metadata=_YOUNGER)
-    # what its step does with a closure, where this can't be told: see flatbench.training.stepping
+    # What its step does with a closure, where flatbench cannot tell.
     closure: Literal["evaluates", "re-evaluates"] | None = field(default=None, metadata=_YOUNGER)
-    against: str | None = field(default=None, metadata=_UNHASHED)  # the row it is compared with
+    # The row that it is compared with; default: of a SAM row, the one before its last +.
+    against: str | None = field(default=None, metadata=_UNHASHED)
 
     @property
     def is_sam(self) -> bool:
@@ -229,10 +284,12 @@ _MEAN_AND_STD = Check(
 class Reference:
     """Published results that this protocol reproduces; the report shows them beside its own."""
 
+    # Where they are published.
     source: str
-    seeds: Count  # how many runs a mean and its sample std are over
+    # How many runs a mean and its sample standard deviation are over.
+    seeds: Count
+    # Architecture -> row -> [mean, standard deviation], percent.
     test_accuracy: dict[str, dict[str, Annotated[tuple[float, ...], _MEAN_AND_STD]]]
-    # architecture -> row -> (mean, std)
 
 
 @dataclass(frozen=True)
@@ -247,9 +304,12 @@ class Protocol:
     optimizers: Mapping[str, Row]
     overrides: Mapping[tuple[str, str], Row]  # (optimizer, architecture) -> row as it runs
     sharpness: Sharpness = field(default_factory=Sharpness)
+    # One run of each cell for each of them.
     seeds: Annotated[tuple[int, ...], _SEEDS] = (0, 1, 2)
+    # What the command list says of it, in a line.
     description: str = ""
-    compare_with: str | None = None  # a protocol; the report compares the two by cell
+    # A protocol whose runs the report compares these with, cell by cell; against is its old name.
+    compare_with: str | None = None
     reference: Reference | None = None
 
     def optimizer(self, name: str, architecture: str) -> Row:
