@@ -73,7 +73,7 @@ def meanings(cls: type) -> dict[str, str]:
     return found
 
 
-def words(hint: Any) -> str:
+def words(hint: Any) -> str:  # noqa: PLR0911 - one return for each kind of annotation
     """Return what an annotation lets a key hold."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
@@ -123,8 +123,8 @@ PAGE = """\
 # Protocols
 
 A protocol is a TOML file that says what is trained, on what, for how long and with which
-optimizers. `flatbench/protocols/` has those that come with flatbench, by name; any other is given by
-its path: `flatbench run --protocol mine.toml`. docs/project has one with an optimizer of its own.
+optimizers. `flatbench/protocols/` has those that come with flatbench, by name; any other is given
+by its path: `flatbench run --protocol mine.toml`. docs/project has one with its own optimizer.
 
 **A protocol file runs code.** What its references name is imported and called, as a script would.
 Read a stranger's protocol before you run it.

@@ -15,6 +15,7 @@ from flatbench.errors import UsageError
 from flatbench.options import MACHINE, RESULTS, SELECTION, TRAINING, add, names
 from flatbench.protocols.cases import Case, from_id, grid
 from flatbench.protocols.reading import available, load
+from flatbench.records.quantities import outcome_of, value_of
 from flatbench.records.record import Record
 from flatbench.text import did_you_mean
 
@@ -197,7 +198,9 @@ def _run(options: argparse.Namespace) -> int:
 def _outcome(record: Record) -> str:
     if record.status != "completed":
         return record.reason or record.status
-    return f"{record.test_accuracy:.2f} %"
+    outcome = outcome_of([record])
+    value = value_of(record, outcome.name)
+    return f"{value:.2f} %" if outcome.unit == "%" else f"{outcome.titled()} {value:.4g}"
 
 
 def _info(options: argparse.Namespace) -> int:
@@ -262,7 +265,7 @@ def _baseline(options: argparse.Namespace) -> int:
         return 0
     level = gate.LEVEL if options.level is None else options.level
     records = reading.collect(options.paths)
-    made = gate.derive(records, level=level, measures=options.measures or gate.MEASURES)
+    made = gate.derive(records, level=level, measures=options.measures)
     gate.write_thresholds(options.output, made)
     return 0
 

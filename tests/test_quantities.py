@@ -13,6 +13,7 @@ from flatbench.protocols.protocol import Measure
 from flatbench.records import quantities
 from flatbench.records.quantities import QUANTITIES, Quantity, quantity, results_of, value_of
 from flatbench.records.record import Epoch, Record
+from flatbench.records.sections import sections
 from tests.synthetic import grid, record
 
 MEASURES = typing.get_args(Measure)
@@ -21,7 +22,7 @@ MEASURES = typing.get_args(Measure)
 def test_every_measure_of_a_protocol_and_every_number_of_a_record_is_listed():
     assert set(MEASURES) <= set(QUANTITIES)
     # of the case and of the machine, not of the run
-    others = {"seed", "schema_version", "calibration_seconds"}
+    others = {"seed", "schema_version", "calibration_seconds", "place"}
     numbers = {
         f.name
         for f in dataclasses.fields(Record)
@@ -32,9 +33,27 @@ def test_every_measure_of_a_protocol_and_every_number_of_a_record_is_listed():
     assert {f.name for f in dataclasses.fields(Epoch)} - {"learning_rate"} <= set(QUANTITIES)
 
 
-def test_accuracies_alone_are_better_when_higher():
+def test_accuracies_and_scores_alone_are_better_when_higher():
     higher = {name for name, q in QUANTITIES.items() if q.better == "higher"}
-    assert higher == {name for name in QUANTITIES if name.endswith("accuracy")}
+    assert higher == {name for name in QUANTITIES if name.endswith(("accuracy", "score"))}
+
+
+def test_runs_are_judged_by_what_they_have():
+    bare = {"test_accuracy": None, "metric": "task.py:m"}
+    lost = record(status="diverged")
+    assert quantities.outcome_of([lost, record()]).name == "test_accuracy"
+    assert quantities.outcome_of([]).name == "test_accuracy"
+    for name in ("test_score", "test_error"):
+        found = quantities.outcome_of([lost, record(**bare, **{name: 0.5})])
+        assert (found.name, quantities.in_training(found)) == (name, name.replace("test", "train"))
+
+
+def test_a_gain_is_positive_where_the_row_is_better():
+    for name, row, base in (("test_score", 0.8, 0.5), ("test_error", 0.5, 0.8)):
+        bare = {"test_accuracy": None, "metric": "task.py:m"}
+        records = [record("sgd", **bare, **{name: base}), record("sgd+sam", **bare, **{name: row})]
+        (section,) = sections(records)
+        assert section.gains("resnet18", "sgd+sam", "sgd") == {0: pytest.approx(0.3)}
 
 
 def test_titles_name_the_part_and_the_true_labels():

@@ -94,8 +94,28 @@ def test_the_file_is_plain_json_of_named_columns(tmp_path):
     assert table["test_accuracy"] == ONE.test_accuracy
     assert table["sam_sharpness"] == ONE.sam_sharpness
     assert table["history"]["seconds"] == [epoch.seconds for epoch in ONE.history]
-    assert set(table["history"]) == {f.name for f in dataclasses.fields(Epoch)}
-    assert set(table) == {f.name for f in dataclasses.fields(Record)}
+    own = {
+        f"{part}_{kind}" for kind in ("score", "error") for part in ("train", "test", "best_test")
+    }
+    assert set(table["history"]) == {f.name for f in dataclasses.fields(Epoch)} - own
+    assert set(table) == {f.name for f in dataclasses.fields(Record)} - own - {"metric"}
+
+
+def test_a_task_with_a_metric_of_its_own_is_kept_and_read_again(tmp_path):
+    epoch = dataclasses.replace(
+        ONE.history[0], test_accuracy=None, train_accuracy=None, test_error=0.5, train_error=0.25
+    )
+    task = dataclasses.replace(
+        ONE,
+        test_accuracy=None,
+        metric="task.py:rmse",
+        test_error=0.5,
+        history=(epoch, dataclasses.replace(epoch, test_error=0.4)),
+    )
+    write_json(tmp_path / "record.json", task.to_json())
+    (found,) = read(tmp_path / "record.json")
+    assert found == task
+    assert "test_score" not in task.to_json()["history"]
 
 
 def test_the_id_of_a_record():

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TextIO
 
 from flatbench.protocols.cases import Case
+from flatbench.records.quantities import OUTCOMES, TEST_ACCURACY
 from flatbench.records.record import Epoch, Record
 
 
@@ -33,7 +34,7 @@ class Progress:
             parts += [
                 f"{case.id} epoch {number}/{case.epochs}",
                 f"loss {epoch.train_loss:.3f}",
-                f"accuracy {epoch.test_accuracy:.1f} %",
+                _outcome(epoch),
             ]
         left = self.seconds_left()
         parts.append("time left unknown" if left is None else f"{_duration(left)} left")
@@ -52,6 +53,15 @@ class Progress:
         if done == 0:
             return None
         return (time.monotonic() - self.started) * (total - done) / done
+
+
+def _outcome(epoch: Epoch) -> str:
+    for name in OUTCOMES:
+        value = getattr(epoch, name)
+        if value is not None:
+            kind = name.removeprefix("test_")
+            return f"{kind} {value:.1f} %" if name == TEST_ACCURACY else f"{kind} {value:.4g}"
+    return "no outcome"
 
 
 def _duration(seconds: float) -> str:

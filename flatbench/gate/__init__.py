@@ -1,7 +1,7 @@
 """The gate: thresholds derived from many seeds, checks against them, and comparisons."""
 
 from flatbench.gate.check import check_case, check_pairs, judge, unbounded
-from flatbench.gate.derive import LEVEL, MEASURES, derive, from_reference
+from flatbench.gate.derive import LEVEL, derive, from_reference
 from flatbench.gate.thresholds import (
     Bound,
     CellThreshold,
@@ -13,7 +13,6 @@ from flatbench.gate.thresholds import (
 
 __all__ = [
     "LEVEL",
-    "MEASURES",
     "Bound",
     "CellThreshold",
     "PairThreshold",

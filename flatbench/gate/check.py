@@ -10,7 +10,7 @@ from flatbench.gate.thresholds import Bound, PairThreshold, Thresholds
 from flatbench.gate.verdict import Outcome, Verdict
 from flatbench.records.quantities import results_of
 from flatbench.records.record import Record
-from flatbench.records.sections import differences, sections
+from flatbench.records.sections import sections
 from flatbench.text import plain
 
 
@@ -81,21 +81,25 @@ def check_pairs(records: Iterable[Record], thresholds: Thresholds) -> list[Outco
             both = (*section.cell(architecture, row), *section.cell(architecture, pair.base))
             if any(_row_changed(record, thresholds) for record in both):
                 continue  # each of its cases fails for that
-            found = differences(section.pairs(architecture, row, pair.base))
+            found = section.gains(architecture, row, pair.base)
             # Over fewer seeds the mean spreads more than the limit allows for.
             if pair.positive and len(found) >= thresholds.grid_seeds:
                 name = plain(f"{section.protocol}/{architecture}: {row} − {pair.base}")
-                outcomes.append(_pair_outcome(name, [*found.values()], pair, thresholds))
+                gain = [*found.values()]
+                outcome = section.outcome
+                what = "difference" if outcome.better == "higher" else "improvement"
+                of = f"{what} in {outcome.name}"
+                outcomes.append(_pair_outcome(name, of, gain, pair, thresholds))
     return outcomes
 
 
 def _pair_outcome(
-    name: str, found: Sequence[float], pair: PairThreshold, thresholds: Thresholds
+    name: str, of: str, found: Sequence[float], pair: PairThreshold, thresholds: Thresholds
 ) -> Outcome:
     mean = sum(found) / len(found)
     passed = mean > 0  # the sign alone is asserted; the limit says how sure the baseline is of it
     line = (
-        f"{name}: mean paired difference in test_accuracy {mean:+.2f} over "
+        f"{name}: mean paired {of} {mean:+.4g} over "
         f"{len(found)} seeds is {'' if passed else 'not '}above 0; baseline: "
         f"{pair.mean:+.2f} ± {pair.std:.2f}, bound {pair.limit:+.2f}, over "
         f"{_basis(pair.n, thresholds, thresholds.pair_level)}"

@@ -36,7 +36,7 @@ from flatbench.records.quantities import (
     results_of,
 )
 from flatbench.records.record import Record
-from flatbench.records.sections import Section, differences, sections
+from flatbench.records.sections import Section, sections
 from flatbench.stats import prediction_bound, summary
 from flatbench.text import plain
 
@@ -44,7 +44,6 @@ LEVEL = 0.999
 PAIR_LEVEL = 0.99
 MINIMUM_SEEDS = 10  # docs/gate.md, "Power": limits from few seeds lie too far out to find much
 REFERENCE_STDS = 3.0  # below a published mean
-MEASURES = (TEST_ACCURACY, SAM_SHARPNESS)
 
 
 def derive(
@@ -52,7 +51,7 @@ def derive(
     level: float = LEVEL,
     pair_level: float = PAIR_LEVEL,
     grid_seeds: int = 3,
-    measures: Sequence[str] = MEASURES,
+    measures: Sequence[str] | None = None,
 ) -> Thresholds:
     """Derive thresholds from the records of one protocol, at least 10 seeds in every cell.
 
@@ -97,6 +96,8 @@ def derive(
                 f"{label}/{'/'.join(cell_key)}: {len(cell)} seed(s) in the baseline; "
                 f"at least {MINIMUM_SEEDS} are needed"
             )
+    if measures is None:
+        measures = (section.outcome.name, SAM_SHARPNESS)
     _check_measures(section, measures)
     return Thresholds(
         protocol=section.protocol,
@@ -215,7 +216,7 @@ def _pairs(
         for row, base in section.base_of.items():
             # Differences take both signs, so they stay on the linear scale. Pairing by seed takes
             # out what a seed does to both rows alike.
-            found = [*differences(section.pairs(architecture, row, base)).values()]
+            found = [*section.gains(architecture, row, base).values()]
             if len(found) >= MINIMUM_SEEDS and min(found) < max(found):
                 s = summary(found)
                 limit = prediction_bound(found, level, "lower", grid_seeds)

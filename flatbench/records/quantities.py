@@ -7,6 +7,7 @@ module says what they are, and a test holds the two lists together.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -45,6 +46,15 @@ class Quantity:
         return f"{self.titled()} {self.of}".rstrip()
 
 
+def _of_own_tasks(kind: str, better: Literal["higher", "lower"]) -> tuple[Quantity, ...]:
+    scale: Scale = "log" if better == "lower" else "linear"
+    return (
+        Quantity(f"test_{kind}", f"{{part}} {kind}", better, scale=scale),
+        Quantity(f"best_test_{kind}", f"{{part}} {kind} of the best epoch", better, scale=scale),
+        Quantity(f"train_{kind}", f"training {kind}", better, scale=scale),
+    )
+
+
 def _percent(name: str, title: str) -> Quantity:
     return Quantity(name, title, "higher", "%", "log-error")
 
@@ -57,6 +67,8 @@ QUANTITIES: Final = {
         Quantity("test_loss", "{part} loss"),
         _percent(TRAIN_ACCURACY, "training accuracy"),
         Quantity("train_loss", "training loss"),
+        *_of_own_tasks("score", "higher"),
+        *_of_own_tasks("error", "lower"),
         Quantity(SAM_SHARPNESS, "SAM sharpness ρ‖∇L‖", of="of the last epoch"),
         Quantity("ascent_sharpness", "Ascent sharpness max L(w + ε) − L(w)"),
         Quantity("ascent_sharpness_10_steps", "Ascent sharpness, 10 steps"),
@@ -88,6 +100,24 @@ def quantity(name: str) -> Quantity:
     return Quantity(name, f"{listed.title}, true labels")
 
 
+# What a run is judged by: one of them, the same in all runs of a protocol.
+OUTCOMES: Final = (TEST_ACCURACY, "test_score", "test_error")
+
+
+def outcome_of(records: Iterable[Record]) -> Quantity:
+    """Return what these runs are judged by: accuracy, or the metric of a task of one's own."""
+    for record in records:
+        for name in OUTCOMES:
+            if value_of(record, name) is not None:
+                return QUANTITIES[name]
+    return QUANTITIES[TEST_ACCURACY]
+
+
+def in_training(outcome: Quantity) -> str:
+    """Return the name of an outcome's twin on the training part."""
+    return outcome.name.replace("test_", "train_")
+
+
 def is_standard_error(name: str) -> bool:
     """Return whether a key of a record's sharpness is the standard error of a measure."""
     return name.endswith(STANDARD_ERROR)
@@ -104,9 +134,9 @@ FIELDS: Final = frozenset(name for name in QUANTITIES if hasattr(Record, name))
 
 
 def results_of(record: Record) -> dict[str, float]:
-    """Return a completed run's accuracy and every sharpness that has a value, by name."""
+    """Return a completed run's outcome and every sharpness that has a value, by name."""
     measures = [name for name in record.sharpness if not is_standard_error(name)]
-    return _values(record, (*measures, TEST_ACCURACY, SAM_SHARPNESS))
+    return _values(record, (*measures, *OUTCOMES, SAM_SHARPNESS))
 
 
 def costs_of(record: Record) -> dict[str, float]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import types
 import typing
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +15,7 @@ from flatbench.protocols.schema import Reader
 from flatbench.records.record import SCHEMA_VERSION, Epoch, Record
 
 _EPOCH = typing.get_type_hints(Epoch, include_extras=True)
+_REQUIRED = [f.name for f in dataclasses.fields(Epoch) if f.default is dataclasses.MISSING]
 
 
 def from_json(table: Any, source: Path | str) -> Record:
@@ -36,17 +39,26 @@ def from_json(table: Any, source: Path | str) -> Record:
         lengths[name] = len(column)
     if len(set(lengths.values())) > 1:
         raise reader.error("history", lengths, "lists of one length")
-    for name in _EPOCH:
+    for name in _REQUIRED:
         if columns and name not in columns:
             raise UsageError(f"{source}: history.{name} is missing")
-    checked = (_column(reader, columns[name], _EPOCH[name], name) for name in columns and _EPOCH)
-    history = tuple(Epoch(*values) for values in zip(*checked, strict=True))
+    # in the order of the fields, which Epoch takes them in; a late one may be missing
+    names = [name for name in _EPOCH if name in columns]
+    checked = [_column(reader, columns[name], _EPOCH[name], name) for name in names]
+    rows = zip(*checked, strict=True)
+    if names == _REQUIRED:
+        history = tuple(Epoch(*values) for values in rows)
+    else:
+        history = tuple(Epoch(**dict(zip(names, values, strict=True))) for values in rows)
     return reader.read(Record, table, history=history)
 
 
 def _column(reader: Reader, column: list[Any], hint: Any, name: str) -> list[Any]:
     """Return one column of the history, checked."""
-    inner, *checks = typing.get_args(hint) or (hint,)
+    optional = hint
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        optional = typing.get_args(hint)[0]
+    inner, *checks = typing.get_args(optional) or (optional,)
     # a fast pass that only ever says yes; the reader, value by value, says what is wrong
     if all(type(v) is inner and abs(v) <= 1e9 for v in column) and all(
         check.holds(v) for check in checks for v in column

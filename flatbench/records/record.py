@@ -24,19 +24,31 @@ Percent = Annotated[float, _PERCENT] | None
 Number = Annotated[float, _AT_LEAST_ZERO] | None
 
 
+# Left out of the JSON where they are None, as they are with an accuracy.
+_OF_OWN_TASKS: Final = (
+    *("metric", "train_score", "test_score", "best_test_score"),
+    *("train_error", "test_error", "best_test_error"),
+)
+
+
 @dataclass(frozen=True)
 class Epoch:
     """What one epoch measured. Accuracies are top-1 in percent, losses are means over examples."""
 
     train_loss: float
-    train_accuracy: Annotated[float, _PERCENT]  # of the labels trained on, noisy ones included
+    train_accuracy: Percent  # of the labels trained on, noisy ones included
     test_loss: float
-    test_accuracy: Annotated[float, _PERCENT]
+    test_accuracy: Percent  # None for a task with a metric of its own
     sam_sharpness: Annotated[float, _AT_LEAST_ZERO]  # mean over the batches of rho * ||gradient||
     learning_rate: Annotated[float, _AT_LEAST_ZERO]  # of the epoch's first step
     # training alone, without evaluation, compilation, and the capture of a CUDA graph
     seconds: Annotated[float, _AT_LEAST_ZERO]
     gradient_evaluations: Annotated[int, _NATURAL]  # of batches, in this epoch
+    # the metric of a task of one's own: a score where higher is better, else an error
+    train_score: float | None = None
+    test_score: float | None = None
+    train_error: float | None = None
+    test_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +75,13 @@ class Record:
     test_loss: float | None = None
     train_accuracy: Percent = None
     train_loss: float | None = None
+    metric: str | None = None  # of a task of one's own: what its scores or errors are
+    train_score: float | None = None
+    test_score: float | None = None
+    best_test_score: float | None = None
+    train_error: float | None = None
+    test_error: float | None = None
+    best_test_error: float | None = None
     sam_sharpness: Number = None
     sharpness: dict[str, float | None] = field(default_factory=dict)  # measures of the final w
     sharpness_history: dict[str, tuple[float | None, ...]] = field(default_factory=dict)
@@ -96,8 +115,15 @@ class Record:
     def to_json(self) -> dict[str, Any]:
         """Return the record in JSON's own types, the history as one list for each column."""
         table = dataclasses.asdict(self)
-        names = [f.name for f in dataclasses.fields(Epoch)]
-        table["history"] = {name: [getattr(e, name) for e in self.history] for name in names}
+        for name in _OF_OWN_TASKS:
+            if table[name] is None:
+                del table[name]
+        table["history"] = {
+            f.name: [getattr(epoch, f.name) for epoch in self.history]
+            for f in dataclasses.fields(Epoch)
+            if f.name not in _OF_OWN_TASKS
+            or any(getattr(epoch, f.name) is not None for epoch in self.history)
+        }
         return table
 
     def without_timings(self) -> dict[str, Any]:

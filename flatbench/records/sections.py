@@ -14,7 +14,14 @@ from functools import cached_property
 from flatbench.errors import UsageError
 from flatbench.protocols.protocol import Protocol, Reference
 from flatbench.protocols.reading import available, load
-from flatbench.records.quantities import FIELDS, QUANTITIES, TEST_ACCURACY, value_of
+from flatbench.records.quantities import (
+    FIELDS,
+    QUANTITIES,
+    TEST_ACCURACY,
+    Quantity,
+    outcome_of,
+    value_of,
+)
 from flatbench.records.record import Record
 from flatbench.text import plain
 
@@ -59,6 +66,18 @@ class Section:
     def cell(self, architecture: str, row: str) -> Sequence[Record]:
         """Return the records of a cell, which may be none."""
         return self.cells.get((architecture, row), ())
+
+    @property
+    def outcome(self) -> Quantity:
+        """What the runs are judged by."""
+        return outcome_of(self.records)
+
+    def gains(self, architecture: str, row: str, base: str) -> dict[int, float]:
+        """Return by how much a row is better than another one, by seed."""
+        outcome = self.outcome
+        found = differences(self.pairs(architecture, row, base), outcome.name)
+        sign = 1 if outcome.better == "higher" else -1
+        return {seed: sign * difference for seed, difference in found.items()}
 
     def pairs(self, architecture: str, row: str, base: str) -> dict[int, Pair]:
         """Return the completed runs of two rows by seed; see `paired`."""

@@ -11,17 +11,11 @@ from scipy import stats
 from flatbench.protocols.protocol import Protocol
 from flatbench.records.record import Record
 from flatbench.records.sections import sections
+from flatbench.report.costs import equal_compute_table, time_to_accuracy_table
 from flatbench.report.counterpart import counterpart_tables
 from flatbench.report.numbers import Numbers
 from flatbench.report.ranking import ranking_table
-from flatbench.report.tables import (
-    Table,
-    equal_compute_table,
-    main_tables,
-    significance_table,
-    time_to_accuracy_table,
-    usual_pairs,
-)
+from flatbench.report.tables import Table, main_tables, significance_table, usual_pairs
 
 
 @dataclass(frozen=True)

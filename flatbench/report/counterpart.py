@@ -34,16 +34,18 @@ def _pairs(numbers: Numbers, other: Numbers) -> _Pairs:
 
 def _differences(numbers: Numbers, pairs: _Pairs, other: str) -> Table:
     section = numbers.section
+    outcome = section.outcome.name
     seeds = sorted({seed for by_seed in pairs.values() for seed in by_seed})
-    by_cell = [_difference(pairs, [a], [row]) for a, row in pairs]
+    by_cell = [_difference(pairs, [a], [row], outcome) for a, row in pairs]
     usual = usual_pairs([gain for gain in by_cell if gain is not None])
 
     def cell(architectures: Sequence[str], rows: Sequence[str]) -> Cell:
-        gain = _difference(pairs, architectures, rows)
+        gain = _difference(pairs, architectures, rows, outcome)
         return Cell(MISSING) if gain is None else gain_cell(gain, usual)
 
     return Table(
-        f"Difference in {section.evaluation} accuracy by seed (percentage points), "
+        f"Difference in {section.outcome.titled(section.evaluation)} by seed"
+        f"{' (percentage points)' if section.outcome.unit == '%' else ''}, "
         f"{section.protocol} − {other}: "
         f"seed{'s' if len(seeds) > 1 else ''} {ranges(seeds)}",
         "Cells: mean of the differences between runs of the same seed (its 95 % t-interval); "
@@ -89,10 +91,12 @@ def _margins(
     return tuple((name, tuple(cell(a, listed) for a in columns)) for name, listed in rows)
 
 
-def _difference(pairs: _Pairs, architectures: Sequence[str], rows: Sequence[str]) -> Gain | None:
+def _difference(
+    pairs: _Pairs, architectures: Sequence[str], rows: Sequence[str], outcome: str
+) -> Gain | None:
     """Return the paired difference of the mean over some cells, for the seeds that all have."""
     keys = itertools.product(architectures, rows)
-    cells = [differences(pairs.get(key, {})) for key in keys]
+    cells = [differences(pairs.get(key, {}), outcome) for key in keys]
     seeds = sorted(set.intersection(*(set(cell) for cell in cells)))
     means = [statistics.mean(cell[seed] for cell in cells) for seed in seeds]
     return Gain("", "", "", stats.paired(means), None) if means else None

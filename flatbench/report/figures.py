@@ -23,7 +23,7 @@ from flatbench.protocols.protocol import Protocol
 from flatbench.records.quantities import (
     SAM_SHARPNESS,
     TEST_ACCURACY,
-    TRAIN_ACCURACY,
+    in_training,
     quantity,
 )
 from flatbench.records.record import Record
@@ -159,7 +159,9 @@ def gap(numbers: Numbers, measure: str = SAM_SHARPNESS) -> Figure:
     section, looks = numbers.section, _looks(numbers.section)
     frame = numbers.frame
     frame = frame[frame["status"] == "completed"]
-    frame = frame.assign(gap=frame[TRAIN_ACCURACY] - frame[TEST_ACCURACY])
+    outcome = section.outcome
+    sign = 1 if outcome.better == "higher" else -1
+    frame = frame.assign(gap=sign * (frame[in_training(outcome)] - frame[outcome.name]))
     frame = frame[frame["gap"].notna() & frame[measure].notna()]
     with mpl.rc_context(style.RC):
         figure, panels = _panels(section)
@@ -182,7 +184,10 @@ def gap(numbers: Numbers, measure: str = SAM_SHARPNESS) -> Figure:
             if len(here) and here.min() > 0:
                 axes.set_xscale("log")
                 _label(axes.xaxis, here)
-        panels[0].set_ylabel(f"training − {section.evaluation} accuracy\n(percentage points)")
+        unit = "\n(percentage points)" if outcome.unit == "%" else ""
+        sides = ("training", section.evaluation)[:: 1 if sign > 0 else -1]
+        kind = outcome.name.removeprefix("test_")
+        panels[0].set_ylabel(f"{' − '.join(sides)} {kind}{unit}")
         found = correlation(numbers, measure, "gap")
         figure.suptitle("Kendall's τ undefined" if found is None else f"τ = {tau_text(found)}")
         _legend(figure, panels)
@@ -214,11 +219,11 @@ def drawn(numbers: Numbers) -> dict[str, Callable[[], Figure]]:
     section = numbers.section
     made: dict[str, Callable[[], Figure]] = {}
     if any(record.history for record in section.records):
-        made[TEST_ACCURACY] = lambda: curves(section, TEST_ACCURACY)
+        made[section.outcome.name] = lambda: curves(section, section.outcome.name)
         made[SAM_SHARPNESS] = lambda: curves(section, SAM_SHARPNESS)
     completed = numbers.frame[numbers.frame["status"] == "completed"]
     for measure in numbers.measures:
-        both = completed[TRAIN_ACCURACY].notna() & completed[measure].notna()
+        both = completed[in_training(section.outcome)].notna() & completed[measure].notna()
         if both.sum() >= 2:
             made[f"gap-{measure}"] = lambda measure=measure: gap(numbers, measure)  # type: ignore[misc]
     return made

@@ -11,22 +11,23 @@ from functools import cached_property
 import pandas as pd
 
 from flatbench.records.quantities import (
+    OUTCOMES,
+    QUANTITIES,
     SAM_SHARPNESS,
-    TEST_ACCURACY,
-    TRAIN_ACCURACY,
+    in_training,
     is_standard_error,
     value_of,
 )
 from flatbench.records.record import Record
-from flatbench.records.sections import Section, differences
+from flatbench.records.sections import Section
 from flatbench.stats import Paired, Summary, holm, paired, summary
 
 ALPHA = 0.05
 
 _CASE = ("architecture", "optimizer", "seed", "status")
 _NUMBERS = (
-    TEST_ACCURACY,
-    TRAIN_ACCURACY,
+    *OUTCOMES,
+    *(in_training(QUANTITIES[name]) for name in OUTCOMES),
     SAM_SHARPNESS,
     "gradient_evaluations",
     "seconds",
@@ -45,7 +46,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Gain:
-    """One row's test accuracy less another's, by seed, on one architecture."""
+    """By how much one row's outcome is better than another's, by seed, on one architecture."""
 
     architecture: str
     row: str
@@ -109,7 +110,7 @@ class Numbers:
         """Return the gain of each (architecture, row, base); Holm's correction is over all."""
         found = []
         for architecture, row, base in pairs:
-            by_seed = differences(self.section.pairs(architecture, row, base))
+            by_seed = self.section.gains(architecture, row, base)
             found.append(Gain(architecture, row, base, paired([*by_seed.values()]), None))
         tested = {
             i: gain.paired.t_p

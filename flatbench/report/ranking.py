@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from flatbench.records.quantities import TEST_ACCURACY, TRAIN_ACCURACY, quantity
+from flatbench.records.quantities import in_training, quantity
 from flatbench.report.numbers import Numbers
 from flatbench.report.tables import MISSING, Cell, Table
 from flatbench.stats import Correlation, kendall
@@ -20,12 +20,19 @@ def correlation(numbers: Numbers, measure: str, against: str = "test_error") -> 
     Args:
         numbers: the numbers of one section.
         measure: a sharpness measure.
-        against: ``test_error`` (100 − test accuracy) or ``gap`` (training accuracy, which is of
-            the labels trained on, less test accuracy), both in percent.
+        against: ``test_error`` (100 − test accuracy, or what a task's own metric says is worse)
+            or ``gap``, by how much the training outcome, which is of the labels trained on, is
+            better than the test outcome.
     """
-    frame = numbers.frame
-    runs = frame[(frame["status"] == "completed") & frame[TEST_ACCURACY].notna()]
-    error = (100.0 if against == "test_error" else runs[TRAIN_ACCURACY]) - runs[TEST_ACCURACY]
+    frame, outcome = numbers.frame, numbers.section.outcome
+    runs = frame[(frame["status"] == "completed") & frame[outcome.name].notna()]
+    if against == "gap":
+        sign = 1 if outcome.better == "higher" else -1
+        error = sign * (runs[in_training(outcome)] - runs[outcome.name])
+    elif outcome.better == "lower":
+        error = runs[outcome.name]
+    else:
+        error = (100.0 if outcome.unit == "%" else 0.0) - runs[outcome.name]
     runs = runs.assign(error=error)
     runs = runs[runs["error"].notna() & runs[measure].notna()]
     architectures = runs["architecture"].tolist()
@@ -57,7 +64,8 @@ def ranking_table(numbers: Numbers) -> Table | None:
     )
     k = len(section.optimizers)
     return Table(
-        f"Does sharpness rank optimizers as {section.evaluation} accuracy does? {section.protocol}",
+        f"Does sharpness rank optimizers as {section.outcome.titled(section.evaluation)} does? "
+        f"{section.protocol}",
         f"Kendall's τ-b between sharpness and {section.evaluation} error: +1, the flatter of two "
         "is always the more accurate; 0, no relation; −1, always the less accurate. By "
         "architecture: of the rows' means over seeds. All runs: of pairs of runs of two rows on "
@@ -76,9 +84,11 @@ def ranking_table(numbers: Numbers) -> Table | None:
 
 
 def _rows_cell(numbers: Numbers, measure: str, architecture: str) -> Cell:
-    sharpness, accuracy = numbers.cells(measure), numbers.cells(TEST_ACCURACY)
+    outcome = numbers.section.outcome
+    sharpness, accuracy = numbers.cells(measure), numbers.cells(outcome.name)
+    sign = -1 if outcome.better == "higher" else 1
     both = [
-        (s, -a)
+        (s, sign * a)
         for row in numbers.section.optimizers
         if (key := (architecture, row)) in accuracy
         and (s := sharpness[key].summary.mean) is not None

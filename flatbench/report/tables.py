@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -77,10 +76,29 @@ def accuracy_table(numbers: Numbers) -> Table:
         for gain in numbers.sam_gains
         if gain.supported and gain.paired is not None
     }
-    accuracy = quantity(TEST_ACCURACY)
-    name = f"{accuracy.titled(numbers.section.evaluation).capitalize()} ({accuracy.unit})"
+    outcome = numbers.section.outcome
+    name = titled(numbers.section)
     note = f"Bold: better than its base, or than its SAM row, by seed; Holm-adjusted p < {ALPHA}."
-    return _measure_table(numbers, TEST_ACCURACY, name, 2, better, note if better else "")
+    places = outcome_places(numbers)
+    return _measure_table(numbers, outcome.name, name, places, better, note if better else "")
+
+
+def titled(section: Section) -> str:
+    """Return the title of a section's outcome, as "Test accuracy (%)" or "Test error (rmse)"."""
+    outcome = section.outcome
+    metric = next((record.metric for record in section.records if record.metric), None)
+    unit = metric or outcome.unit
+    title = outcome.titled(section.evaluation).capitalize()
+    return f"{title} ({unit})" if unit else title
+
+
+def outcome_places(numbers: Numbers) -> int:
+    """Return how many decimals an outcome is shown with: two of an accuracy."""
+    outcome = numbers.section.outcome
+    if outcome.name == TEST_ACCURACY:
+        return 2
+    means = [cell.summary.mean for cell in numbers.cells(outcome.name).values()]
+    return decimals([mean for mean in means if mean is not None])
 
 
 def sharpness_table(numbers: Numbers, measure: str) -> Table:
@@ -115,7 +133,7 @@ def _measure_table(
             (
                 row,
                 tuple(
-                    _cell(cells.get((a, row)), usual, places, (a, row) in strong)
+                    value_cell(cells.get((a, row)), usual, places, (a, row) in strong)
                     for a in section.architectures
                 ),
             )
@@ -130,7 +148,8 @@ def usual_count(counts: Iterable[int]) -> int:
     return max(set(listed), key=lambda n: (listed.count(n), n)) if listed else 0
 
 
-def _cell(cell: numbers.Cell | None, usual: int, places: int, strong: bool) -> Cell:
+def value_cell(cell: numbers.Cell | None, usual: int, places: int, strong: bool) -> Cell:
+    """Return a mean with its spread, and what of its runs is missing."""
     if cell is None:
         return Cell(MISSING)
     lost = [
@@ -203,13 +222,26 @@ def gain_table(numbers: Numbers) -> Table:
     if any(gain.supported for gain in gains):
         note += f" Bold: told from zero, Holm-adjusted p < {ALPHA}."
     return Table(
-        f"Gain in {section.evaluation} accuracy, SAM − base by seed (percentage points): "
-        f"{described(section, usual)}",
+        f"Gain in {gained(section)}: {described(section, usual)}",
         note,
         "pair",
         section.architectures,
         rows,
     )
+
+
+def gained(section: Section) -> str:
+    """Return what a gain is of, by which rows, and in which unit."""
+    what = section.outcome.titled(section.evaluation)
+    pairs = "SAM − base" if _all_sam(section) else "a row − the one it is compared with,"
+    unit = " (percentage points)" if section.outcome.unit == "%" else ""
+    sign = "" if section.outcome.better == "higher" else ", lower counted as gain"
+    return f"{what}, {pairs} by seed{unit}{sign}"
+
+
+def _all_sam(section: Section) -> bool:
+    """Return whether every pair is a row and its SAM, by their names."""
+    return all(row.startswith(f"{base}+") for row, base in section.base_of.items())
 
 
 def usual_pairs(gains: Sequence[Gain]) -> int:
@@ -263,129 +295,15 @@ def _test_cells(gain: Gain) -> tuple[Cell, ...]:
         Cell(str(p.n), float(p.n)),
         Cell(number(p.mean, 2, sign=True), p.mean),
         Cell(MISSING if p.interval is None else _interval(p.interval, 2)),
-        _p_cell(p.t_p),
-        _p_cell(gain.p, gain.supported),
-        _p_cell(p.wilcoxon_p),
+        p_cell(p.t_p),
+        p_cell(gain.p, gain.supported),
+        p_cell(p.wilcoxon_p),
         Cell(MISSING) if p.effect is None else Cell(number(p.effect, 2, sign=True), p.effect),
     )
 
 
-def _p_cell(p: float | None, strong: bool = False) -> Cell:
+def p_cell(p: float | None, strong: bool = False) -> Cell:
+    """Return a p-value."""
     if p is None:
         return Cell(MISSING)
     return Cell("< 0.0001" if p < 1e-4 else f"{p:.4f}", p, strong)
-
-
-def equal_compute_table(numbers: Numbers) -> Table | None:
-    """Return SAM against plain rows of its base with as many gradients; None if there are none."""
-    gains, section = numbers.equal_compute, numbers.section
-    if not gains:
-        return None
-    usual = usual_pairs(gains)
-    accuracies = numbers.cells(TEST_ACCURACY)
-    note = (
-        "A SAM step costs two gradient evaluations; here both rows had as many. Difference: mean "
-        "by seed (its 95 % t-interval), Holm-adjusted for the tests of this table. Time: the SAM "
-        "row's training seconds over the other's, which hold for the hardware below alone."
-    )
-    rows = tuple(
-        (
-            f"{gain.row} − {gain.base}",
-            (
-                Cell(gain.architecture),
-                _cell(accuracies.get((gain.architecture, gain.row)), usual, 2, False),
-                _cell(accuracies.get((gain.architecture, gain.base)), usual, 2, False),
-                gain_cell(gain, usual),
-                _p_cell(gain.p, gain.supported),
-                _count_cell(numbers.mean(gain.architecture, gain.row)),
-                _ratio_cell(
-                    numbers.mean(gain.architecture, gain.row, "seconds"),
-                    numbers.mean(gain.architecture, gain.base, "seconds"),
-                ),
-            ),
-        )
-        for gain in gains
-    )
-    return Table(
-        f"{section.evaluation.title()} accuracy (%) at equal compute: {described(section, usual)}",
-        note,
-        "pair",
-        ("architecture", "SAM", "base", "difference", "Holm", "gradient evaluations", "time"),
-        rows,
-    )
-
-
-def _count_cell(count: float | None) -> Cell:
-    return Cell(MISSING) if count is None else Cell(f"{count:.0f}", count)
-
-
-def _ratio_cell(one: float | None, other: float | None) -> Cell:
-    if one is None or not other:
-        return Cell(MISSING)
-    return Cell(f"{one / other:.2f}×", one / other)
-
-
-def time_to_accuracy_table(numbers: Numbers, target: float | None = None) -> Table | None:
-    """Return what it costs to reach a target accuracy; None where no run has a history.
-
-    Args:
-        numbers: the numbers of one section.
-        target: an accuracy in percent, for every architecture. By default each architecture has
-            its own: the lowest final mean of its rows, rounded down, which every row reaches on
-            average.
-    """
-    section = numbers.section
-    if not any(record.history for record in section.records):
-        return None
-    accuracies = numbers.cells(TEST_ACCURACY)
-    targets: dict[str, float] = {}
-    for architecture in section.architectures:
-        means = [
-            cell.summary.mean
-            for (a, _), cell in accuracies.items()
-            if a == architecture and cell.summary.mean is not None
-        ]
-        if target is not None or means:
-            targets[architecture] = math.floor(min(means)) if target is None else target
-    how = (
-        "The targets were set from these very runs: the lowest final mean of any row of the "
-        "architecture, rounded down, so that every row reaches it on average."
-        if target is None
-        else "The target was given by the user."
-    )
-    return Table(
-        f"Cost of reaching a target {section.evaluation} accuracy: {section.protocol}",
-        f"Cells: mean gradient evaluations (mean training seconds) until the end of the first "
-        f"epoch at or above the target; a mean only where every run reached it. {how}",
-        "optimizer",
-        tuple(f"{a} (≥ {targets[a]:g} %)" if a in targets else a for a in section.architectures),
-        tuple(
-            (
-                row,
-                tuple(_cost_cell(section, a, row, targets.get(a)) for a in section.architectures),
-            )
-            for row in section.optimizers
-        ),
-    )
-
-
-def _cost_cell(section: Section, architecture: str, row: str, target: float | None) -> Cell:
-    runs = section.cell(architecture, row)
-    if not runs or target is None:
-        return Cell(MISSING)
-    costs = [cost for run in runs if (cost := _cost(run, target)) is not None]
-    if len(costs) < len(runs):
-        return Cell(f"reached by {len(costs)} of {len(runs)}")
-    evaluations = sum(cost[0] for cost in costs) / len(costs)
-    seconds = sum(cost[1] for cost in costs) / len(costs)
-    return Cell(f"{evaluations:.0f} ({number(seconds, decimals([seconds]))} s)", evaluations)
-
-
-def _cost(run: Record, target: float) -> tuple[int, float] | None:
-    evaluations, seconds = 0, 0.0
-    for epoch in run.history:
-        evaluations += epoch.gradient_evaluations
-        seconds += epoch.seconds
-        if epoch.test_accuracy >= target:
-            return evaluations, seconds
-    return None

@@ -241,7 +241,7 @@ def _record(run: Run, reason: str | None, calibration: float) -> Record:
         last = history[-1]
         final = {
             "test_accuracy": last.test_accuracy,
-            "best_test_accuracy": max(epoch.test_accuracy for epoch in history),
+            "best_test_accuracy": max(epoch.test_accuracy or 0.0 for epoch in history),
             "test_loss": last.test_loss,
             "train_accuracy": last.train_accuracy,
             "train_loss": last.train_loss,

@@ -15,11 +15,12 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from flatbench.records.quantities import quantity
+from flatbench.records.quantities import Quantity, quantity, value_of
 from flatbench.records.record import Record
 from flatbench.report import figures, style
 from flatbench.report.chapters import Chapter
 from flatbench.report.ranking import correlation, tau_text
+from flatbench.report.tables import titled
 from flatbench.text import decimals, number, plain
 
 _FOLDER = Path(__file__).parent
@@ -45,6 +46,7 @@ def render(chapters: Iterable[Chapter]) -> str:
 
 
 def _shown(chapter: Chapter) -> dict[str, Any]:
+    section = chapter.numbers.section
     return {
         "name": chapter.name,
         "on_validation": chapter.on_validation,
@@ -53,7 +55,9 @@ def _shown(chapter: Chapter) -> dict[str, Any]:
         "failures": chapter.failures,
         "made_with": chapter.made_with,
         "figures": list(_figures(chapter)),
-        "cases": [_case(record) for record in chapter.numbers.section.records],
+        "cases": [_case(record, section.outcome) for record in section.records],
+        "outcome": titled(section).lower(),
+        "form": "%.2f" if section.outcome.unit == "%" else "%.4g",
     }
 
 
@@ -81,18 +85,20 @@ def _figures(chapter: Chapter) -> Iterable[dict[str, str]]:
         }
 
 
-def _case(record: Record) -> dict[str, Any]:
+def _case(record: Record, outcome: Quantity) -> dict[str, Any]:
+    by_epoch = (getattr(epoch, outcome.name) for epoch in record.history)
+    outcomes = [value for value in by_epoch if value is not None]
     return {
         "id": record.id.removeprefix(f"{record.protocol}/"),
         "status": record.status,
-        "accuracy": record.test_accuracy,
+        "outcome": value_of(record, outcome.name),
         "sharpness": record.sam_sharpness,
         "seconds": record.seconds,
         "curves": [
-            _curve("accuracy", [epoch.test_accuracy for epoch in record.history], 1),
+            _curve("outcome", outcomes, 1 if outcome.unit == "%" else None),
             _curve("sharpness", [epoch.sam_sharpness for epoch in record.history], None),
         ]
-        if record.history
+        if outcomes
         else [],
     }
 
