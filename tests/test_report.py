@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -373,3 +374,50 @@ def test_measures_have_names_and_unknown_ones_keep_theirs():
         assert name[0].isupper() or name == "m-sharpness"
         assert quantity(f"{measure}_clean").heading == f"{name}, true labels"
     assert quantity("my_own_clean").heading == "my_own_clean"
+
+
+def own(row, base_row, base, seed=0, **changes):
+    return record(row, seed=seed, protocol="own", base_row=base_row, base=base, **changes)
+
+
+def test_rows_that_are_no_sam_are_compared_and_named_as_what_they_are():
+    """Lion against Adam, at as many gradients, and its SAM against it, at twice as many."""
+    lion = "./lion.py:Lion"
+    records = [
+        r
+        for seed in range(3)
+        for r in (
+            own("adam", None, "adam", seed, gradient_evaluations=100),
+            own("lion", "adam", lion, seed, test_accuracy=91.0, gradient_evaluations=100),
+            own("lion-2x", None, lion, seed, test_accuracy=91.5, gradient_evaluations=200),
+            own("lion+sam", "lion", lion, seed, test_accuracy=92.0, gradient_evaluations=200),
+        )
+    ]
+    text = render(records)
+    assert "Gain in test accuracy, a row − the one it is compared with, by seed" in text
+    assert "SAM −" not in text
+    assert "A SAM step" not in text
+    at_equal_compute = text.partition("at equal compute")[2].partition("###")[0]
+    assert re.findall(r"^\| (\S+ − \S+) ", at_equal_compute, flags=re.M) == [
+        *("lion − adam", "lion+sam − lion-2x")
+    ]
+
+
+def test_a_task_of_ones_own_is_reported_by_its_metric():
+    """An error of which less is better: a gain is what falls."""
+    records = [
+        dataclasses.replace(
+            own(row, base, "sgd", seed, test_accuracy=None, train_accuracy=None),
+            metric="task.py:rmse",
+            test_error=value + seed / 100,
+            train_error=value / 2,
+        )
+        for row, base, value in (("sgd", None, 0.5), ("sgd+sam", "sgd", 0.25))
+        for seed in range(3)
+    ]
+    text = render(records)
+    assert "### Test error (task.py:rmse): own, test part, seeds 0, 1, 2, n = 3" in text
+    assert "Gain in test error, SAM − base by seed, lower counted as gain" in text
+    assert re.search(r"\| sgd\+sam − sgd +\| +\+?0\.25", text)
+    assert "accuracy" not in text.replace("more accurate", "").replace("less accurate", "")
+    assert "%)" not in text.partition("### Gain")[0].replace("95 %)", "")

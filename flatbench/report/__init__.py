@@ -40,7 +40,7 @@ def render(
         form: one of ``FORMATS``.
         protocols: for the order of rows, and the published results, of protocols that do not
             come with flatbench.
-        brief: only accuracy, `sam_sharpness`, SAM − base, failures and provenance.
+        brief: only accuracy, `sam_sharpness`, gains, failures and provenance.
         target: the accuracy, in percent, of the time to accuracy. By default it is set from the
             records, and the table says so.
 

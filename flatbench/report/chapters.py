@@ -52,7 +52,7 @@ def chapters(
         records: of any number of protocols.
         protocols: for the order of rows, and published results, of protocols that do not come
             with flatbench.
-        brief: only accuracy, `sam_sharpness`, SAM − base, failures and provenance.
+        brief: only accuracy, `sam_sharpness`, gains, failures and provenance.
         target: the accuracy, in percent, of the time to accuracy; see `time_to_accuracy_table`.
 
     Raises:
@@ -93,7 +93,7 @@ def _chapter(numbers: Numbers, other: Numbers | None, brief: bool, target: float
 
 def _remarks(numbers: Numbers) -> Iterable[str]:
     """Yield what the numbers can and cannot say, in plain words."""
-    gains = numbers.sam_gains
+    gains = numbers.pair_gains
     n = usual_pairs(gains)
     if n == 1:
         yield (
@@ -114,9 +114,14 @@ def _remarks(numbers: Numbers) -> Iterable[str]:
         )
     covered = {(gain.architecture, gain.row) for gain in numbers.equal_compute}
     if any((gain.architecture, gain.row) not in covered for gain in gains):
+        why = (
+            "At equal epochs SAM has twice its base's gradient evaluations."
+            if numbers.all_sam
+            else "At equal epochs rows can take different numbers of gradient evaluations."
+        )
         yield (
-            "At equal epochs SAM has twice its base's gradient evaluations. Where the table of "
-            "equal compute lacks a row, the gain is not a gain at equal cost."
+            f"{why} Where the table of equal compute lacks a row, the gain is not a gain at equal "
+            "cost."
         )
 
 

@@ -24,16 +24,18 @@ from flatbench.text import decimals, number
 
 
 def equal_compute_table(numbers: Numbers) -> Table | None:
-    """Return SAM against plain rows of its base with as many gradients; None if there are none."""
+    """Return rows against others that took as many gradients; None if there are none."""
     gains, section = numbers.equal_compute, numbers.section
     if not gains:
         return None
     usual = usual_pairs(gains)
     outcomes, places = numbers.cells(section.outcome.name), outcome_places(numbers)
+    first = "SAM" if numbers.all_sam else "first"
     note = (
-        "A SAM step costs two gradient evaluations; here both rows had as many. Difference: mean "
-        "by seed (its 95 % t-interval), Holm-adjusted for the tests of this table. Time: the SAM "
-        "row's training seconds over the other's, which hold for the hardware below alone."
+        f"{'A SAM step costs two gradient evaluations; here' if numbers.all_sam else 'Here'} "
+        "both rows had as many. Difference: mean by seed (its 95 % t-interval), Holm-adjusted for "
+        f"the tests of this table. Time: the {first} row's training seconds over the other's, "
+        "which hold for the hardware below alone."
     )
     rows = tuple(
         (
@@ -57,7 +59,14 @@ def equal_compute_table(numbers: Numbers) -> Table | None:
         f"{titled(section)} at equal compute: {described(section, usual)}",
         note,
         "pair",
-        ("architecture", "SAM", "base", "difference", "Holm", "gradient evaluations", "time"),
+        (
+            "architecture",
+            *(("SAM", "base") if numbers.all_sam else ("row", "other")),
+            "difference",
+            "Holm",
+            "gradient evaluations",
+            "time",
+        ),
         rows,
     )
 

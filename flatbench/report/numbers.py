@@ -1,4 +1,4 @@
-"""A section's numbers: a pandas frame with a row for each record, and SAM's gains over its base."""
+"""A section's numbers: a frame with a row for each record, and the gains of rows over others."""
 
 from __future__ import annotations
 
@@ -122,8 +122,8 @@ class Numbers:
         return found
 
     @cached_property
-    def sam_gains(self) -> list[Gain]:
-        """The gain of every SAM row over its base on every architecture."""
+    def pair_gains(self) -> list[Gain]:
+        """The gain of every row over the row it is compared with, on every architecture."""
         return self.gains(
             (architecture, row, self.section.base_of[row])
             for row in self.section.optimizers
@@ -133,18 +133,34 @@ class Numbers:
 
     @cached_property
     def equal_compute(self) -> list[Gain]:
-        """The gain of every SAM row over plain rows of its base with as many gradients."""
+        """The gain of every row that is compared over what took as many gradients.
+
+        That is the row it is compared with, and plain rows of its own base optimizer.
+        """
         return self.gains(
-            (architecture, row, plain)
+            (architecture, row, other)
             for architecture in self.section.architectures
             for row in self.section.optimizers
             if row in self.section.base_of
-            for plain in self.section.optimizers
-            if plain not in self.section.base_of
-            and self.section.base_optimizer.get(row) is not None
-            and self.section.base_optimizer.get(plain) == self.section.base_optimizer.get(row)
-            and self._equal(self.mean(architecture, row), self.mean(architecture, plain))
+            for other in self.section.optimizers
+            if other == self.section.base_of[row]
+            or (other != row and self._is_plain(other) and self._share_base(row, other))
+            if self._equal(self.mean(architecture, row), self.mean(architecture, other))
         )
+
+    @cached_property
+    def all_sam(self) -> bool:
+        """Whether every row that is compared is a SAM row beside its base, by their names."""
+        return all(row.startswith(f"{base}+") for row, base in self.section.base_of.items())
+
+    def _is_plain(self, row: str) -> bool:
+        """Return whether a row is no variant, as SAM is, of a row of the same base optimizer."""
+        base = self.section.base_of.get(row)
+        return base is None or not self._share_base(row, base)
+
+    def _share_base(self, row: str, other: str) -> bool:
+        base = self.section.base_optimizer
+        return base.get(row) is not None and base.get(row) == base.get(other)
 
     def mean(
         self, architecture: str, row: str, measure: str = "gradient_evaluations"

@@ -49,7 +49,7 @@ def tables(records: Iterable[Record], protocols: Iterable[Protocol] = ()) -> dic
 
 
 def main_tables(numbers: Numbers, brief: bool = False) -> list[Table]:
-    """Return the tables of test accuracy, of every sharpness measure, and of SAM − base by seed.
+    """Return the tables of the outcome, of every sharpness measure, and of gains by seed.
 
     With ``brief``, only the first sharpness measure has a table.
     """
@@ -73,12 +73,13 @@ def accuracy_table(numbers: Numbers) -> Table:
     """Return the table of accuracies, in bold where the corrected paired test supports a row."""
     better = {
         (gain.architecture, gain.row if gain.paired.mean > 0 else gain.base)
-        for gain in numbers.sam_gains
+        for gain in numbers.pair_gains
         if gain.supported and gain.paired is not None
     }
     outcome = numbers.section.outcome
     name = titled(numbers.section)
-    note = f"Bold: better than its base, or than its SAM row, by seed; Holm-adjusted p < {ALPHA}."
+    than = "its base, or than its SAM row" if numbers.all_sam else "the row of its pair"
+    note = f"Bold: better than {than}, by seed; Holm-adjusted p < {ALPHA}."
     places = outcome_places(numbers)
     return _measure_table(numbers, outcome.name, name, places, better, note if better else "")
 
@@ -203,8 +204,8 @@ def reference_table(numbers: Numbers) -> Table:
 
 
 def gain_table(numbers: Numbers) -> Table:
-    """Return SAM − base in test accuracy by seed, with t-intervals."""
-    section, gains = numbers.section, numbers.sam_gains
+    """Return each row's gain over the row it is compared with by seed, with t-intervals."""
+    section, gains = numbers.section, numbers.pair_gains
     usual = usual_pairs(gains)
     by_cell = {(gain.row, gain.architecture): gain for gain in gains}
     rows = tuple(
@@ -222,7 +223,7 @@ def gain_table(numbers: Numbers) -> Table:
     if any(gain.supported for gain in gains):
         note += f" Bold: told from zero, Holm-adjusted p < {ALPHA}."
     return Table(
-        f"Gain in {gained(section)}: {described(section, usual)}",
+        f"Gain in {gained(numbers)}: {described(section, usual)}",
         note,
         "pair",
         section.architectures,
@@ -230,18 +231,14 @@ def gain_table(numbers: Numbers) -> Table:
     )
 
 
-def gained(section: Section) -> str:
+def gained(numbers: Numbers) -> str:
     """Return what a gain is of, by which rows, and in which unit."""
+    section = numbers.section
     what = section.outcome.titled(section.evaluation)
-    pairs = "SAM − base" if _all_sam(section) else "a row − the one it is compared with,"
+    pairs = "SAM − base" if numbers.all_sam else "a row − the one it is compared with,"
     unit = " (percentage points)" if section.outcome.unit == "%" else ""
     sign = "" if section.outcome.better == "higher" else ", lower counted as gain"
     return f"{what}, {pairs} by seed{unit}{sign}"
-
-
-def _all_sam(section: Section) -> bool:
-    """Return whether every pair is a row and its SAM, by their names."""
-    return all(row.startswith(f"{base}+") for row, base in section.base_of.items())
 
 
 def usual_pairs(gains: Sequence[Gain]) -> int:
@@ -268,7 +265,7 @@ def _interval(interval: Interval, places: int) -> str:
 
 def significance_table(numbers: Numbers) -> Table:
     """Return the tests behind the gain table, one row for each pair and architecture."""
-    gains = numbers.sam_gains
+    gains = numbers.pair_gains
     tests = sum(gain.p is not None for gain in gains)
     note = (
         f"p: two-sided paired t-test; Holm: p adjusted for the {tests} tests of this table. "
