@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ def download(name: str, root: Path, options: Mapping[str, Any] | None = None) ->
     """
     if name in DOWNLOADS and options:
         raise UsageError(f"data set {name}: takes no options, got {', '.join(options)}")
-    if name not in DOWNLOADS and not hasattr(torchvision.datasets, name):
+    if name not in DOWNLOADS and not inspect.isclass(getattr(torchvision.datasets, name, None)):
         raise UsageError(
             f"data set must be one of {', '.join(DOWNLOADS)}, or a class of torchvision.datasets, "
             f"as KMNIST, got {name!r}"

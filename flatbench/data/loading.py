@@ -18,6 +18,8 @@ from flatbench.data.splits import split
 from flatbench.errors import UsageError
 from flatbench.protocols import protocol
 
+BLOCK = 2**20  # rows whose deviations from the mean are held at once
+
 
 def load_for(
     settings: protocol.Protocol,
@@ -136,8 +138,12 @@ def _statistics(inputs: NDArray[Any]) -> tuple[Tensor, Tensor]:
     if inputs.ndim not in (2, 4) or inputs.dtype == np.int64:
         return torch.tensor(0.0), torch.tensor(1.0)
     columns = inputs.reshape(-1, inputs.shape[-1])
-    # in float64 whatever the inputs are: numpy would sum float32 in float32
-    mean, std = columns.mean(axis=0, dtype=np.float64), columns.std(axis=0, dtype=np.float64)
+    # In float64 whatever the inputs are: numpy would sum float32 in float32.
+    mean = columns.mean(axis=0, dtype=np.float64)
+    # By blocks: numpy's std holds all of the differences at once, 8 bytes for one of uint8.
+    blocks = range(0, len(columns), BLOCK)
+    squares = sum(((columns[i : i + BLOCK] - mean) ** 2).sum(axis=0) for i in blocks)
+    std = np.sqrt(squares / len(columns))
     # A constant column has a std of 0, or what rounding leaves of it: dividing by it makes noise.
     std = np.where(std > 1e-6 * np.abs(mean), std, 1.0)
     return torch.from_numpy(mean).float(), torch.from_numpy(std).float()
