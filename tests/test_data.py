@@ -13,7 +13,7 @@ import pytest
 import scipy.stats
 import torch
 import torchvision
-from hypothesis import HealthCheck, given
+from hypothesis import HealthCheck, example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
@@ -433,13 +433,24 @@ def test_a_damaged_file_is_named_in_one_line(fashion, damage, name, expected):
 
 @hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(at=st.integers(0, 10_000), mask=st.integers(1, 255))
+@example(at=0, mask=8)  # one of the bits that deflate leaves unused before a stored block
 def test_no_damaged_byte_passes_unnoticed(fashion, at, mask):
-    """gzip's checksum sees whatever the reader does not; only gzip's own header has free bytes."""
+    """gzip's checksum sees whatever the reader does not, or the images are what they were.
+
+    The bytes that are free to change are those of gzip's own header, and a few padding bits.
+    """
     content = bytearray(gzip.compress(idx(IMAGES), mtime=0))
     content[10 + at % (len(content) - 10)] ^= mask
     (fashion / TRAIN).write_bytes(content)
-    line = message(Data("fashion-mnist"), fashion)
-    assert line.startswith(f"{fashion / TRAIN}: ")
+    said, found = None, None
+    try:
+        found = data.load(Data("fashion-mnist"), data_dir=fashion)
+    except UsageError as error:
+        said = str(error)
+    if found is None:
+        assert said.startswith(f"{fashion / TRAIN}: ")
+    else:
+        assert torch.equal(found.train.images, torch.from_numpy(IMAGES)[..., None])
 
 
 def test_fashion_mnist_missing_says_how_to_get_it(tmp_path, monkeypatch):
