@@ -294,19 +294,22 @@ def test_float_images_are_normalised_by_channel_as_uint8_ones(tmp_path):
 
 def test_a_table_is_standardised_by_column_with_the_training_part_alone(tmp_path):
     body = """
-table = np.random.default_rng(0).normal(size=(60, 4)) * [1, 10, 100, 0] + [0, 5, -3, 0.1]
+table = np.random.default_rng(0).normal(size=(60, 5)) * [1, 10, 100, 0, 0] + [0, 5, -3, 0.1, 0]
+table[40:, 3] += 1e-3
 return (table[:40], np.arange(40) % 2), (table[40:], np.arange(20) % 2)
 """
     found = loaded(tmp_path, function(tmp_path, body), **SMALL, validation=0.25)
-    assert (found.shape, found.channels, found.classes) == ((4,), 4, 2)
+    assert (found.shape, found.channels, found.classes) == ((5,), 5, 2)
     x = found.normalise(found.train.images).double()
-    assert x.shape == (30, 4)
+    assert x.shape == (30, 5)
     varied = x[:, :3]
     torch.testing.assert_close(varied.mean(0), torch.zeros(3).double(), atol=1e-5, rtol=0)
     torch.testing.assert_close(
         varied.std(0, correction=0), torch.ones(3).double(), atol=1e-5, rtol=0
     )
-    assert x[:, 3].abs().max() < 1e-6  # constant: 0, and not what rounding leaves of it
+    # constant: divided by 1, and not by 0 or by what rounding leaves of it
+    assert torch.equal(x[:, 3:], torch.zeros(30, 2).double())
+    assert found.normalise(found.test.images)[:, 3].numpy() == pytest.approx(1e-3, rel=1e-3)
 
 
 def test_other_floats_are_left_alone(tmp_path):
@@ -355,9 +358,11 @@ return (x[:30], y[:30]), (x[30:], y[30:])
     )
 
 
-def test_tokens_reach_the_model_as_they_are(tmp_path):
-    body = """
+@pytest.mark.parametrize("dtype", ["int64", "int32"])
+def test_tokens_reach_the_model_as_they_are(tmp_path, dtype):
+    body = f"""
 tokens = torch.randint(0, 50, (40, 9), generator=torch.Generator().manual_seed(0))
+tokens = tokens.to(torch.{dtype})
 return (tokens[:30, :-1], tokens[:30, 1:]), (tokens[30:, :-1], tokens[30:, 1:])
 """
     found = loaded(tmp_path, function(tmp_path, body), training=own_loss(tmp_path), validation=0.2)
@@ -369,6 +374,32 @@ return (tokens[:30, :-1], tokens[:30, 1:]), (tokens[30:, :-1], tokens[30:, 1:])
     assert torch.equal(found.test.labels, tokens[30:, 1:])
     assert [len(getattr(found, name)) for name in PARTS] == [24, 6, 10]
     assert torch.equal(found.train.images[:, 1:], found.train.labels[:, :-1])
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        "table.astype('>f8')",
+        "table.astype(np.float16)",
+        "table.astype(np.longdouble)",
+        "table[::-1][::-1]",
+        "table.tolist()",
+        "torch.from_numpy(table).bfloat16()",
+        "torch.from_numpy(table).requires_grad_()",
+    ],
+)
+@pytest.mark.parametrize("targets", ["labels == 1", "labels.astype('>i2')", "labels.astype('u8')"])
+def test_whatever_kind_of_numbers(tmp_path, inputs, targets):
+    body = f"""
+table, labels = np.arange(120).reshape(30, 4) / 2, np.arange(30) % 2
+x, y = {inputs}, {targets}
+return (x[:20], y[:20]), (x[20:], y[20:])
+"""
+    found = loaded(tmp_path, function(tmp_path, body), **SMALL)
+    expected = (torch.arange(120).reshape(30, 4) / 2)[:20]
+    tolerance = 0.01 if "bfloat" in inputs else 0
+    torch.testing.assert_close(found.train.images, expected, rtol=tolerance, atol=0)
+    assert torch.equal(found.test.labels, torch.arange(20, 30) % 2)
 
 
 # --- splits and digest

@@ -137,7 +137,9 @@ def _array(value: object, name: str) -> NDArray[Any]:
     if not np.issubdtype(array.dtype, np.floating):
         got = f"an array of {array.dtype}" if isinstance(value, np.ndarray) else _type(value)
         raise UsageError(f"{name}: must be an array of whole numbers or floats, got {got}")
-    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    # torch knows neither another byte order nor more than 64 bits
+    native = array.dtype.newbyteorder("=") if array.itemsize <= 8 else np.dtype(np.float64)
+    array = array.astype(native, copy=False)
     with np.errstate(over="ignore"):
         is_finite = np.isfinite(array.astype(np.float32, copy=False))  # what is trained on
     if not is_finite.all():
