@@ -59,7 +59,7 @@ CASES = {
 def images_for(case: Case, where: torch.device, data_dir: Path | None) -> data.DataSet:
     """The case's data set; of CIFAR-10 its shape."""
     if case.protocol.data.name != "cifar10":
-        return data.load(case.protocol.data, where, data_dir)
+        return data.load_for(case.protocol, where, data_dir)
     rng = torch.Generator().manual_seed(0)
     images = torch.randint(256, (IMAGES, 32, 32, 3), generator=rng, dtype=torch.uint8).to(where)
     labels = torch.randint(10, (IMAGES,), generator=rng).to(where)

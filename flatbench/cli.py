@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 import sys
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -101,8 +102,17 @@ def _training_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
     info.set_defaults(command=_info)
 
     download = commands.add_parser("download", help="fetch a data set")
-    download.add_argument("name", choices=("fashion-mnist", "cifar10", "cifar100"))
+    download.add_argument(
+        "name", help="fashion-mnist, cifar10, cifar100, or a class of torchvision.datasets: KMNIST"
+    )
     download.add_argument("--data-dir", type=Path, required=True, help="where to")
+    download.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of that class, as split=letters of EMNIST; may be given more than once",
+    )
     download.set_defaults(command=_download)
 
 
@@ -219,8 +229,20 @@ def _info(options: argparse.Namespace) -> int:
 def _download(options: argparse.Namespace) -> int:
     from flatbench import data
 
-    data.download(options.name, options.data_dir)
+    given = dict(_option(text) for text in options.option)
+    data.download(options.name, options.data_dir, given)
     return 0
+
+
+def _option(text: str) -> tuple[str, object]:
+    """Return a name and its value: a number or truth value as TOML has it, or else a string."""
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise UsageError(f"--option must be NAME=VALUE, got {text!r}")
+    try:
+        return name, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return name, value
 
 
 def _report(options: argparse.Namespace) -> int:

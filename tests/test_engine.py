@@ -1,12 +1,10 @@
 """Worker processes: the same records however many; deaths, errors and early ends stay contained."""
 
-import gzip
 import io
 import itertools
 import multiprocessing
 import os
 import signal
-import struct
 import threading
 import time
 from concurrent.futures import Future
@@ -144,16 +142,13 @@ def test_resuming_a_finished_run_starts_no_worker(two):
 # --- one worker, and everything that can go wrong
 
 
-def fashion_mnist(folder, size):
-    """A data set whose images are larger than a VGG takes."""
-    folder.mkdir()
-    pixels = np.random.default_rng(0).integers(0, 256, (50, size, size), dtype=np.uint8)
-    labels = (np.arange(50) % 10).astype(np.uint8)
-    for part in ("train", "t10k"):
-        for name, array in (("images-idx3", pixels), ("labels-idx1", labels)):
-            header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
-            path = folder / f"{part}-{name}-ubyte.gz"
-            path.write_bytes(gzip.compress(header + array.tobytes()))
+def forty(folder):
+    """A data set whose images, 40x40, are larger than a VGG takes."""
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 40, 40), dtype=np.uint8)
+    labels = np.arange(50) % 10
+    path = folder / "forty.npz"
+    np.savez(path, x_train=pixels, y_train=labels, x_test=pixels, y_test=labels)
+    return path
 
 
 @dataclass
@@ -172,15 +167,14 @@ class Trouble:
 def trouble(tmp_path_factory):
     """One worker takes these cases in turn; it is killed twice, and the block left at the last."""
     folder = tmp_path_factory.mktemp("trouble")
-    data = folder / "data"
-    fashion_mnist(data, size=40)
+    data = forty(folder)
     whole = tiny.table(
-        data={"name": "fashion-mnist"},
+        data={"name": "forty", "source": {"npz": data.name}},
         training={"epochs": 1, "batch_size": 25},
         model={"width": 4, "architectures": ["vgg16", "resnet18"]},
         optimizers={"sgd": tiny.SGD},
     )
-    too_large, vanished = grid(tiny.protocol(folder, whole, "fashion"))
+    too_large, vanished = grid(tiny.protocol(folder, whole, "forty"))
     sgd, sam = grid(tiny.protocol(folder))
     cases = {
         "killed": endless(folder, "killed"),
@@ -206,13 +200,11 @@ def trouble(tmp_path_factory):
             files = made.store.results.rglob("*.json")
             made.on_disk[name] = sorted(path.relative_to(folder).parts[1] for path in files)
 
-    with local.start(
-        list(cases.values()), device="cpu", workers=1, data_dir=data, store=made.store
-    ) as run:
+    with local.start(list(cases.values()), device="cpu", workers=1, store=made.store) as run:
         os.kill(await_epoch("killed").pid, signal.SIGKILL)
         await_record("killed", "too large", "sgd")
         worker = await_epoch("signalled")
-        (data / "t10k-labels-idx1-ubyte.gz").unlink()
+        data.unlink()
         os.kill(worker.pid, signal.SIGRTMIN + 1)
         await_record("signalled", "vanished", "sam")
         made.stopped = await_epoch("left")
@@ -254,7 +246,7 @@ def test_data_that_vanish_fail_their_own_case(trouble):
     record = trouble.records["vanished"]
     assert record.status == "failed"
     assert record.reason is not None
-    assert "t10k-labels-idx1-ubyte.gz: cannot be read: [Errno 2]" in record.reason
+    assert record.reason.startswith("data.source.npz: there is no file ")
 
 
 def test_the_others_are_what_they_are_without_trouble(trouble, two):

@@ -208,7 +208,7 @@ def test_where_the_data_sets_are(tmp_path, monkeypatch):
     def rows():
         return dict(info._data_sets())
 
-    monkeypatch.setattr("flatbench.data.sources._DEBIAN", tmp_path / "debian")
+    monkeypatch.setattr("flatbench.data.fashion.DEBIAN", tmp_path / "debian")
     monkeypatch.setenv("FLATBENCH_DATA", str(tmp_path))
     assert rows()["cifar100"] == (
         'not in $FLATBENCH_DATA: flatbench download cifar100 --data-dir "$FLATBENCH_DATA"'
@@ -230,7 +230,7 @@ def test_where_the_data_sets_are(tmp_path, monkeypatch):
 
 
 def test_data_of_the_system_are_found(tmp_path, monkeypatch):
-    monkeypatch.setattr("flatbench.data.sources._DEBIAN", tmp_path / "debian")
+    monkeypatch.setattr("flatbench.data.fashion.DEBIAN", tmp_path / "debian")
     monkeypatch.setenv("FLATBENCH_DATA", str(tmp_path / "nothing"))
     (tmp_path / "debian").mkdir()
     (tmp_path / "debian" / "train-images-idx3-ubyte.gz").touch()

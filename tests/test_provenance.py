@@ -138,7 +138,7 @@ def test_all_that_a_training_imports_is_hashed_or_bears_on_no_number():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = {name.removeprefix("flatbench.") for name in done.stdout.split()}
     hashed = {name for name in loaded if name.partition(".")[0] in provenance.HASHED}
-    assert {"training.step", "optim.sam", "data.sources", "models"} <= hashed
+    assert {"training.step", "optim.sam", "data.loading", "models"} <= hashed
     # how numbers are kept, said and written; not what they are
     others = {"errors", "files", "records", "records.provenance", "records.quantities"}
     others |= {"records.record"}

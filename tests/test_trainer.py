@@ -686,7 +686,7 @@ def test_the_device_is_bound_before_anything_else_is_asked_of_it(tmp_path, monke
             raise RuntimeError("Invalid device argument")
         assert str(where) == "cuda:1"
 
-    def load(settings, where, root):
+    def load_for(settings, where, root):
         assert bound == [str(where)]
         return "a data set"
 
@@ -697,7 +697,7 @@ def test_the_device_is_bound_before_anything_else_is_asked_of_it(tmp_path, monke
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", lambda where: bound.append(str(where)))
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset_peak_memory_stats)
-    monkeypatch.setattr(data, "load", load)
+    monkeypatch.setattr(data, "load_for", load_for)
     monkeypatch.setattr(trainer, "_warm_up", lambda *_, **__: 0.0)
     monkeypatch.setattr(trainer, "prepare", prepare)
     with pytest.raises(Reached):

@@ -15,12 +15,16 @@ from torch.nn import functional as F
 PADDING = 4  # pixels of black around an image that is to be cropped at random
 
 
-def noisy_labels(labels: Tensor, classes: int, fraction: float, rng: torch.Generator) -> Tensor:
+def noisy_labels(
+    labels: Tensor, classes: int | None, fraction: float, rng: torch.Generator
+) -> Tensor:
     """Replace exactly ``round(fraction * N)`` of the labels [N] by a wrong class, uniformly.
 
     Symmetric noise as in Zhang and Sabuncu 2018 (arXiv:1805.07836), but without the labels that
-    chance would leave right.
+    chance would leave right. Targets that are no class labels (``classes`` None) stay.
     """
+    if classes is None:
+        return labels.clone()
     flipped = torch.randperm(len(labels), generator=rng)[: round(fraction * len(labels))]
     shift = torch.randint(1, classes, (len(flipped),), generator=rng)
     noisy = labels.clone()
@@ -44,9 +48,9 @@ def batches(
 
 
 def augment(images: Tensor, batch: Tensor, kind: str, size: int, rng: torch.Generator) -> Tensor:
-    """Pick a batch [B] out of ``images``, cropped and flipped at random, as uint8 [B, s, s, C].
+    """Pick a batch [B] out of ``images``, cropped and flipped at random, as [B, s, W, C].
 
-    ``images`` [N, s + 2·PADDING, s + 2·PADDING, C] must have been padded by `pad`; with kind
+    ``images`` [N, s + 2·PADDING, W + 2·PADDING, C] must have been padded by `pad`; with kind
     "none" they must not, and come out as they are. Each image has a crop and a flip of its own.
     """
     if kind == "none":
@@ -57,12 +61,13 @@ def augment(images: Tensor, batch: Tensor, kind: str, size: int, rng: torch.Gene
         drawn = torch.randint(high, shape, generator=rng, device=rng.device)
         return drawn.to(batch.device)
 
-    pixels = torch.arange(size, device=batch.device)
+    width = images.shape[2] - 2 * PADDING
+    rows = torch.arange(size, device=batch.device)
+    columns = torch.arange(width, device=batch.device).expand(count, width)
     offsets = draw(2 * PADDING + 1, (2, count, 1))
-    columns = pixels.expand(count, size)
     if kind == "crop-flip":
-        columns = torch.where(draw(2, (count, 1)) == 1, size - 1 - columns, columns)
-    rows, columns = offsets[0] + pixels, offsets[1] + columns
+        columns = torch.where(draw(2, (count, 1)) == 1, width - 1 - columns, columns)
+    rows, columns = offsets[0] + rows, offsets[1] + columns
     return images[batch[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 

@@ -95,7 +95,7 @@ def start(
     devices = places(device)
     # Rather one error now than one in every case. The cases of a grid share their protocol.
     loaded = {
-        id(protocol): data.load(protocol.data, data_dir=data_dir)
+        id(protocol): data.load_for(protocol, data_dir=data_dir)
         for protocol in {id(case.protocol): case.protocol for case in cases}.values()
     }
     if workers is None:

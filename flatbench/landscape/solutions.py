@@ -59,7 +59,7 @@ def solution(case: Case, store: Store, where: torch.device, data_dir: Path | Non
             f"got {json.dumps(record.provenance.get('cell_hash'))}: "
             "the protocol has changed since; train the case again"
         )
-    dataset = data.load(case.protocol.data, where, data_dir)
+    dataset = data.load_for(case.protocol, where, data_dir)
     model = setup.build_model(case, dataset)
     try:
         model.load_state_dict(load_file(weights, str(where)))

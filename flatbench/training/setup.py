@@ -73,7 +73,7 @@ def build_model(case: Case, dataset: data.DataSet) -> nn.Module:
         case.architecture,
         width=case.protocol.model.width,
         in_channels=dataset.channels,
-        classes=dataset.classes,
+        classes=dataset.classes or dataset.train.labels[0].numel(),  # of a regression: targets
     )
     where = dataset.train.labels.device
     model.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -65,7 +65,7 @@ def train(
     """
     where = devices.bind(devices.find(device_name))
     devices.use_ieee_fp32(where)
-    dataset = data.load(case.protocol.data, where, data_dir)
+    dataset = data.load_for(case.protocol, where, data_dir)
     warm_up_seconds = 0.0
     if _builds_kernels(where):
         warm_up_seconds = _warm_up(case, dataset)

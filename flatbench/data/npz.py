@@ -1,0 +1,68 @@
+"""A data set in one .npz file."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flatbench.components import in_one_line
+from flatbench.data.arrays import Given, examples
+from flatbench.data.dataset import Examples
+from flatbench.errors import UsageError
+
+# The names of the training and the test arrays, as most such files have them; the second as
+# Keras' mnist.npz. A file of the third has no test part.
+LAYOUTS = (
+    ("train_images", "train_labels", "test_images", "test_labels"),
+    ("x_train", "y_train", "x_test", "y_test"),
+    ("images", "labels"),
+)
+
+
+def read(path: Path) -> tuple[Examples, Examples]:
+    """Return the training and the test part.
+
+    Raises:
+        UsageError: the file is not there or damaged, or its arrays are not what they must be.
+    """
+    if not path.is_file():
+        raise UsageError(f"data.source.npz: there is no file {path}")
+    if not zipfile.is_zipfile(path):
+        raise UsageError(f"{path}: is not an .npz file, or a truncated one")
+    arrays = _arrays(path)
+    parts = [
+        Given(arrays[inputs], arrays[targets], f"{path}: {inputs}", f"{path}: {targets}")
+        for inputs, targets in zip(list(arrays)[::2], list(arrays)[1::2], strict=True)
+    ]
+    test = parts[1] if len(parts) > 1 else None
+    return examples(parts[0], test, str(path), class_labels=True)
+
+
+def _arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Return the arrays by their names, in the order of the layout that the file has."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            names = next((names for names in LAYOUTS if set(names) <= set(file.files)), ())
+            found = file.files
+            # Python objects are code, and are not read
+            arrays = {name: _array(file, name, path) for name in names}
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(f"{path}: cannot be read: {in_one_line(error)}") from error
+    if not arrays:
+        layouts = "; or ".join(", ".join(names) for names in LAYOUTS)
+        raise UsageError(f"{path}: must hold {layouts}; got {', '.join(found) or 'no array'}")
+    return arrays
+
+
+def _array(file: Any, name: str, path: Path) -> NDArray[Any]:
+    try:
+        array: NDArray[Any] = file[name]
+    except Exception as error:
+        raise UsageError(f"{path}: {name}: cannot be read: {in_one_line(error)}") from error
+    return array
