@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -50,6 +51,7 @@ class LossSurface:
 
     During an evaluation the model is in evaluation mode (no dropout), autocast is off, and float32
     arithmetic is IEEE's with cuDNN's deterministic algorithms: TF32 would drown small differences.
+    Attention is computed from its definition: torch's fused kernels have no second derivative.
 
     The surface is of the model as it was when the surface was made: later training moves neither
     ``center`` nor ``buffers``. Parameters that do not require a gradient are not copied; make a new
@@ -208,7 +210,8 @@ class LossSurface:
             if self.batchnorm == "train":
                 for norm in _batchnorms(self.model):
                     norm.train()
-            with _ieee_arithmetic(), torch.autocast(self.center.device.type, enabled=False):
+            no_autocast = torch.autocast(self.center.device.type, enabled=False)
+            with _ieee_arithmetic(), _plain_attention(), no_autocast:
                 yield
         finally:
             for module, training in flags:
@@ -369,3 +372,20 @@ def _ieee_arithmetic() -> Iterator[None]:
     finally:
         for owner, name, value in before:
             setattr(owner, name, value)
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Compute attention by kernels that can be differentiated twice, with a gradient or without.
+
+    The fast path of `nn.MultiheadAttention` is taken without a gradient alone; L(w) would then
+    differ, in its last digits, from the L(w) that a gradient is of.
+    """
+    mha = torch.backends.mha
+    before = mha.get_fastpath_enabled()
+    mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        mha.set_fastpath_enabled(before)
