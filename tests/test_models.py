@@ -178,7 +178,7 @@ def test_a_file_in_the_folder_is_an_architecture(tmp_path):
         shutil.copy(room.parent / module, package)
     (package / "__init__.py").write_text("")
     (package / "models" / "linear.py").write_text(
-        "def build(width, classes):\n    from torch import nn\n    return nn.Linear(width, classes)\n"
+        "from torch import nn\ndef build(width, classes):\n    return nn.Linear(width, classes)\n"
     )
     code = (
         "import sys; from flatbench import models; "
