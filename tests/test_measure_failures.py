@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from flatbench import data, report
 from flatbench.protocols.cases import grid
@@ -14,7 +15,7 @@ from flatbench.report.chapters import chapters
 from flatbench.training import measuring, trainer
 from tests import synthetic, tiny
 
-# Its first derivative is right; asked for a second one, autograd refuses.
+# Its first derivative is right. Left to itself, autograd's second one is 0.
 ONCE = """
 import torch
 from torch import nn
@@ -42,7 +43,10 @@ class Net(nn.Module):
     def forward(self, x):
         return Square.apply(self.out(x.flatten(1)))
 """
-REASON = "RuntimeError: trying to differentiate twice a function that was marked with @once_"
+REASON = (
+    "RuntimeError: the model cannot be differentiated: "
+    "a function in it is once_differentiable: no second derivative"
+)
 
 
 @pytest.fixture
@@ -70,7 +74,7 @@ def test_the_run_is_whole_and_says_why(case):
     assert sorted(record.measure_failures) == sorted(both)
     for name, reason in record.measure_failures.items():
         when = "after epoch 1" if "trace" in name else "at the end"
-        assert reason.startswith(f"{when}: {REASON}")
+        assert reason == f"{when}: {REASON}"
         assert len(reason.splitlines()) == 1
         assert record.sharpness[name] is None
     assert record.sharpness["m_sharpness"] is not None
@@ -125,6 +129,30 @@ def test_whatever_the_network_raises(error, reason):
     whole = measuring.measure(names, Raising(None), digits, digits.train.labels, rule)
     assert whole.failures == {}
     assert None not in whole.values.values()
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, reentrant):
+        super().__init__()
+        self.first, self.out, self.reentrant = nn.Linear(64, 8), nn.Linear(8, 10), reentrant
+
+    def forward(self, x):
+        x = x.flatten(1).requires_grad_()
+        return self.out(checkpoint(self.first, x, use_reentrant=self.reentrant).tanh())
+
+
+def test_a_checkpoint_that_hides_the_weights_is_a_failure():
+    """Its gradient goes to the weights' ``grad``, and `torch.autograd.grad` would find 0."""
+    digits, rule = data.load(Data("digits")), Sharpness(examples=8)
+    names = ["ascent_sharpness", "hessian_trace"]
+    for reentrant in (True, False):
+        model = Checkpointed(reentrant)
+        found = measuring.measure(names, model, digits, digits.train.labels, rule)
+        assert list(found.failures) == (names if reentrant else [])
+        assert all(p.grad is None for p in model.parameters())
+    model.forward = lambda x: model.out(model.first(x.flatten(1)).tanh())
+    plain = measuring.measure(names, model, digits, digits.train.labels, rule)
+    assert found.values == pytest.approx(plain.values)
 
 
 def test_ctrl_c_is_no_failure():
