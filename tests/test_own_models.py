@@ -277,7 +277,7 @@ def test_the_check_leaves_chance_as_it_was(tmp_path, digits):
 
 def test_the_check_comes_before_anything_trains_once_an_architecture(tmp_path, monkeypatch):
     case = case_of(tmp_path, "resnet18", own("./nets.py:Broken", how="wide"))
-    cases = [Case(case.protocol, name, "sgd", s) for s in (0, 1) for name in ("resnet18", "own")]
+    cases = [Case(case.protocol, name, "sgd", s) for name in ("resnet18", "own") for s in (0, 1)]
     seen, check = [], setup.check_model
     monkeypatch.setattr(setup, "check_model", lambda c, d: (seen.append(c.id), check(c, d)))
     store = Store(tmp_path / "results")
