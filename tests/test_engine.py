@@ -163,15 +163,30 @@ class Trouble:
     threads_left: int = 0
 
 
+# The check before the training has two images, and a batch has more.
+SMALL_BATCHES = """
+from torch import nn
+
+class Net(nn.Linear):
+    def __init__(self, classes):
+        super().__init__(1600, classes)
+
+    def forward(self, x):
+        return super().forward(x.flatten(0 if len(x) > 2 else 1))
+"""
+
+
 @pytest.fixture(scope="module")
 def trouble(tmp_path_factory):
     """One worker takes these cases in turn; it is killed twice, and the block left at the last."""
     folder = tmp_path_factory.mktemp("trouble")
     data = forty(folder)
+    (folder / "small.py").write_text(SMALL_BATCHES)
+    small = {"name": "small", "build": "./small.py:Net"}
     whole = tiny.table(
         data={"name": "forty", "source": {"npz": data.name}},
         training={"epochs": 1, "batch_size": 25},
-        model={"width": 4, "architectures": ["vgg16", "resnet18"]},
+        model={"width": 4, "architectures": [small, "resnet18"]},
         optimizers={"sgd": tiny.SGD},
     )
     too_large, vanished = grid(tiny.protocol(folder, whole, "forty"))

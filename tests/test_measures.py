@@ -18,6 +18,10 @@ from flatbench.training import measuring, trainer
 RULE = protocol.Sharpness(examples=40, rho=0.1, adaptive_rho=0.3, sigma=0.02, adaptive_sigma=0.05)
 
 
+def measured(*arguments, **options):
+    return measuring.measure(*arguments, **options).values
+
+
 @pytest.fixture(scope="module")
 def digits():
     return data.load(protocol.Data("digits", validation=0.25))
@@ -48,7 +52,7 @@ def test_the_examples_are_fixed_and_of_the_training_part(digits):
 def test_values_are_those_of_the_measures_on_both_labels(digits, model):
     noisy = (digits.train.labels + 1) % 10
     before = {name: t.clone() for name, t in model.state_dict().items()}
-    found = measuring.measure(["ascent_sharpness"], model, digits, noisy, RULE)
+    found = measured(["ascent_sharpness"], model, digits, noisy, RULE)
     picked = measuring.examples(digits, RULE)
     images = digits.normalise(digits.train.images[picked])
     for name, labels in (("", noisy), ("_clean", digits.train.labels)):
@@ -70,7 +74,7 @@ def test_values_are_those_of_the_measures_on_both_labels(digits, model):
 
 def test_without_noise_there_is_one_side(digits, model):
     labels = digits.train.labels.clone()
-    found = measuring.measure(list(measuring.MEASURES), model, digits, labels, RULE)
+    found = measured(list(measuring.MEASURES), model, digits, labels, RULE)
     assert list(found) == list(measuring.MEASURES)
     assert all(value is not None for value in found.values())
     picked = measuring.examples(digits, RULE)
@@ -85,7 +89,7 @@ def test_without_noise_there_is_one_side(digits, model):
 def test_batchnorm_rule_of_the_protocol_is_kept(digits, model):
     names = ["ascent_sharpness", "average_sharpness"]
     rule = dataclasses.replace(RULE, batchnorm="train")
-    found = measuring.measure(names, model, digits, digits.train.labels, rule)
+    found = measured(names, model, digits, digits.train.labels, rule)
     picked = measuring.examples(digits, rule)
     surface = sharpness.loss_surface(
         model,
@@ -97,15 +101,15 @@ def test_batchnorm_rule_of_the_protocol_is_kept(digits, model):
     assert found["ascent_sharpness"] == sharpness.ascent_sharpness(surface, rho=0.1).value
     noise = sharpness.average_sharpness(surface, sigma=0.02, samples=5)
     assert found["average_sharpness"] == noise.value
-    running = measuring.measure(names, model, digits, digits.train.labels, RULE)
+    running = measured(names, model, digits, digits.train.labels, RULE)
     assert all(found[name] != running[name] for name in names)
 
 
 def test_standard_errors_stand_beside_their_measures(digits, model):
     names = ["ascent_sharpness", "average_sharpness", "hessian_trace", "m_sharpness"]
     noisy = (digits.train.labels + 1) % 10
-    found = measuring.measure(names, model, digits, noisy, RULE, standard_errors=True)
-    plain = measuring.measure(names, model, digits, noisy, RULE)
+    found = measured(names, model, digits, noisy, RULE, standard_errors=True)
+    plain = measured(names, model, digits, noisy, RULE)
     assert {k: v for k, v in found.items() if not k.endswith("_standard_error")} == plain
     assert {k for k in found if k.endswith("_standard_error")} == {
         f"{name}{side}_standard_error" for name in names[1:] for side in ("", "_clean")
@@ -116,7 +120,7 @@ def test_standard_errors_stand_beside_their_measures(digits, model):
 def test_what_is_not_finite_is_none(digits, model):
     with torch.no_grad():
         model.classifier.weight.fill_(float("nan"))
-    found = measuring.measure(
+    found = measured(
         ["ascent_sharpness", "hessian_max_eigenvalue"], model, digits, digits.train.labels, RULE
     )
     assert found == {"ascent_sharpness": None, "hessian_max_eigenvalue": None}

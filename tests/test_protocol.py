@@ -573,7 +573,7 @@ TWO = tiny.table(
     model={"width": 4, "architectures": ["resnet18", "vgg16"]},
     optimizers={"sgd": tiny.SGD, "sgd+sam": {**tiny.SGD, "rho": 0.05}},
 )
-CELLS = [(row, architecture) for row in ("sgd", "sgd+sam") for architecture in ARCHITECTURES]
+CELLS = [(row, name) for row in ("sgd", "sgd+sam") for name in ("resnet18", "vgg16")]
 
 
 def hashes(folder, change):
@@ -692,7 +692,7 @@ def test_what_a_row_says_moves_its_cells_alone(tmp_path, key, value):
         if key == "base":
             del row["momentum"]
 
-    assert moved(tmp_path, change) == {("sgd+sam", name) for name in ARCHITECTURES}
+    assert moved(tmp_path, change) == {("sgd+sam", name) for name in ("resnet18", "vgg16")}
 
 
 def test_an_override_moves_its_own_cell_alone(tmp_path):

@@ -72,15 +72,21 @@ class Chance:
     images: list[Tensor] = field(default_factory=list)  # of each batch, as augmented
 
 
-def watched(run, build=models.build, **options):
+def watched(run, build=None, **options):
     """Train, and keep what flatbench's own random functions gave."""
     seen = Chance()
+    builder = models.builder
     noisy_labels, batches, augment = data.noisy_labels, data.batches, data.augment
 
-    def watch_build(*arguments, **named):
-        model = build(*arguments, **named)
-        seen.weights = {name: t.clone() for name, t in model.state_dict().items()}
-        return model
+    def watch_builder(reference, given, options, **named):
+        make = builder(reference, given, options, **named)
+
+        def watch_build():
+            model = make() if build is None else build(given)
+            seen.weights = {name: t.clone() for name, t in model.state_dict().items()}
+            return model
+
+        return watch_build
 
     def watch_labels(*arguments, **named):
         seen.labels = noisy_labels(*arguments, **named)
@@ -95,7 +101,7 @@ def watched(run, build=models.build, **options):
         return seen.images[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "build", watch_build)
+        patch.setattr(models, "builder", watch_builder)
         patch.setattr(data, "noisy_labels", watch_labels)
         patch.setattr(data, "batches", watch_batches)
         patch.setattr(data, "augment", watch_augment)
@@ -103,12 +109,13 @@ def watched(run, build=models.build, **options):
     return record, seen
 
 
-def smooth(name, *, width, in_channels, classes):
+def smooth(given):
     """A small network without kinks, in place of the real ones.
 
     On those, float32 and float64 part by per cents within a few steps: BatchNorm after channels
     that are dead holds activations at a ReLU's kink, and blows their rounding errors up.
     """
+    width, in_channels, classes = given["width"], given["in_channels"], given["classes"]
     return nn.Sequential(
         nn.Conv2d(in_channels, width, 3, padding=1, bias=False),
         nn.BatchNorm2d(width),
@@ -182,7 +189,8 @@ def in_a_plain_loop(run, seen):
     def tensor(images):
         return ((images.double() - mean) / std).float().permute(0, 3, 1, 2).contiguous()
 
-    model = smooth("", width=run.protocol.model.width, in_channels=1, classes=10)
+    given = {"width": run.protocol.model.width, "in_channels": 1, "classes": 10}
+    model = smooth(given)
     model.load_state_dict(seen.weights)
     ws = list(model.parameters())
     bases = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}

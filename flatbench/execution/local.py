@@ -84,13 +84,13 @@ def start(
     status "failed", never an exception.
 
     Raises:
-        UsageError: the device or the data set is not there, fewer than one worker is asked for,
-            or a record to be reused is not valid.
+        UsageError: the device or the data set is not there, a network does not fit the data, fewer
+            than one worker is asked for, or a record to be reused is not valid.
     """
     import torch
 
     from flatbench import data
-    from flatbench.training import identity
+    from flatbench.training import identity, setup
 
     devices = places(device)
     # Rather one error now than one in every case. The cases of a grid share their protocol.
@@ -98,6 +98,8 @@ def start(
         id(protocol): data.load_for(protocol, data_dir=data_dir)
         for protocol in {id(case.protocol): case.protocol for case in cases}.values()
     }
+    for case in {(id(case.protocol), case.architecture): case for case in cases}.values():
+        setup.check_model(case, loaded[id(case.protocol)])
     if workers is None:
         workers = cores() if devices == ["cpu"] else len(devices)
     if workers < 1:

@@ -11,13 +11,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from flatbench import data
+from flatbench import components, data
 from flatbench.errors import UsageError
 from flatbench.protocols.cases import Case
 from flatbench.records.reading import read_one
+from flatbench.records.record import Record
 from flatbench.records.store import Store
 from flatbench.sharpness import LossSurface, loss_surface
-from flatbench.training import measuring, setup
+from flatbench.training import identity, measuring, setup
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,8 @@ def solution(case: Case, store: Store, where: torch.device, data_dir: Path | Non
     """Read a case's final weights from the store, and the examples that it was measured on.
 
     Raises:
-        UsageError: there are no weights or no completed record, the protocol has changed since the
-            training, a file is damaged, or the data set is not there.
+        UsageError: there are no weights or no completed record, the protocol or the network's code
+            has changed since the training, a file is damaged, or the data set is not there.
     """
     weights, path = store.weights(case), store.record(case)
     for file in (path, weights):
@@ -59,6 +60,7 @@ def solution(case: Case, store: Store, where: torch.device, data_dir: Path | Non
             f"got {json.dumps(record.provenance.get('cell_hash'))}: "
             "the protocol has changed since; train the case again"
         )
+    _check_code(case, record, path)
     dataset = data.load_for(case.protocol, where, data_dir)
     model = setup.build_model(case, dataset)
     try:
@@ -70,3 +72,21 @@ def solution(case: Case, store: Store, where: torch.device, data_dir: Path | Non
     images = dataset.normalise(dataset.train.images[picked])
     labels = setup.training_labels(case, dataset)[picked]
     return Solution(case, loss_surface(model.eval(), F.cross_entropy, images, labels))
+
+
+def _check_code(case: Case, record: Record, path: Path) -> None:
+    """Raise if the code that builds the network has changed since the training.
+
+    Its weights might still fit, and the landscape would be that of another function.
+    """
+    network = case.architecture_settings
+    now = identity.sources(case)
+    then = record.provenance.get("components")
+    then = then if isinstance(then, dict) else {}
+    for reference in (network.build, *components.references(network.options)):
+        if reference in now and then.get(reference) != now[reference]:
+            raise UsageError(
+                f"{path}: provenance.components.{reference} must be {json.dumps(now[reference])}, "
+                f"got {json.dumps(then.get(reference))}: "
+                "the network's code has changed since; train the case again"
+            )

@@ -86,6 +86,8 @@ class Record:
     sharpness: dict[str, float | None] = field(default_factory=dict)  # measures of the final w
     sharpness_history: dict[str, tuple[float | None, ...]] = field(default_factory=dict)
     # measures after each epoch of the history
+    measure_failures: dict[str, str] = field(default_factory=dict)
+    # why a measure could not be taken, at the end or after an epoch: its value there is None
     gradient_evaluations: Annotated[int, _NATURAL] = 0
     seconds: Number = None  # training alone, without evaluation
     calibration_seconds: Number = None  # of a fixed piece of work, timed beside the training

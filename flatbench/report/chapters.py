@@ -123,6 +123,18 @@ def _remarks(numbers: Numbers) -> Iterable[str]:
             f"{why} Where the table of equal compute lacks a row, the gain is not a gain at equal "
             "cost."
         )
+    yield from _measure_failures(numbers.section.records)
+
+
+def _measure_failures(records: Iterable[Record]) -> Iterable[str]:
+    """Yield a sentence for each measure that could not be taken, and for each of its reasons."""
+    cases: dict[tuple[str, str], list[str]] = {}
+    for record in records:
+        for name, reason in record.measure_failures.items():
+            cases.setdefault((name, reason), []).append(record.id)
+    for (name, reason), found in cases.items():
+        others = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        yield f"{name} could not be taken of {found[0]}{others}: {reason}"
 
 
 def made_with(provenance: Mapping[str, Any]) -> str:

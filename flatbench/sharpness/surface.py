@@ -9,7 +9,7 @@ a surface holds nothing open: several measures can share it, and it may be dropp
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from .arithmetic import ieee_arithmetic, plain_attention
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Maps (outputs, targets) to the mean loss of those examples, a scalar."""
@@ -50,6 +52,7 @@ class LossSurface:
 
     During an evaluation the model is in evaluation mode (no dropout), autocast is off, and float32
     arithmetic is IEEE's with cuDNN's deterministic algorithms: TF32 would drown small differences.
+    Attention is computed from its definition: torch's fused kernels have no second derivative.
 
     The surface is of the model as it was when the surface was made: later training moves neither
     ``center`` nor ``buffers``. Parameters that do not require a gradient are not copied; make a new
@@ -128,6 +131,7 @@ class LossSurface:
                 loss = self._batch_loss(dict(zip(self.parameters, leaves, strict=True)), x, y)
                 total += share * loss.detach()
                 if loss.requires_grad:
+                    _raise_if_cut([loss])
                     parts = torch.autograd.grad(loss, leaves, materialize_grads=True)
                     gradient += share * _flatten(parts)
         self.gradient_evaluations += 1
@@ -139,6 +143,9 @@ class LossSurface:
         Each product is a backward pass through the first one (Pearlmutter 1994), which all k share.
         Forward-over-reverse was no faster on a CPU ResNet18, and torch.func's vmapped second
         derivative of BatchNorm with batch statistics is wrong (seen in torch 2.15).
+
+        Raises:
+            RuntimeError: the model has no second derivative.
         """
         leaves = self._leaves(self.center)
         tangents = [list(self._unflatten(vector).values()) for vector in vectors]
@@ -151,6 +158,7 @@ class LossSurface:
                 gradient = torch.autograd.grad(
                     loss, leaves, create_graph=True, materialize_grads=True
                 )
+                _raise_if_cut([loss, *gradient])
                 curved = [i for i, part in enumerate(gradient) if part.requires_grad]
                 if not curved:  # L is linear in w: its gradient does not depend on w
                     continue
@@ -208,7 +216,8 @@ class LossSurface:
             if self.batchnorm == "train":
                 for norm in _batchnorms(self.model):
                     norm.train()
-            with _ieee_arithmetic(), torch.autocast(self.center.device.type, enabled=False):
+            no_autocast = torch.autocast(self.center.device.type, enabled=False)
+            with ieee_arithmetic(), plain_attention(), no_autocast:
                 yield
         finally:
             for module, training in flags:
@@ -345,27 +354,27 @@ def _flatten(parts: Any) -> Tensor:
     return torch.cat([part.detach().to(torch.float64).reshape(-1) for part in parts])
 
 
+# Nodes of autograd's graph behind which a gradient is cut off from the weights. Such a node would
+# raise an error, but it is no part of a way to the weights, so autograd does not run it, and what
+# lies behind it would silently count as 0.
+_CUTS = {
+    "torch::autograd::Error": "a function in it is once_differentiable: no second derivative",
+    "CheckpointFunctionBackward": "checkpoint must be called with use_reentrant=False",
+}
+
+
+def _raise_if_cut(results: Iterable[Tensor]) -> None:
+    """Raise if the way from these results back to the weights is cut."""
+    waiting = [result.grad_fn for result in results if result.grad_fn is not None]
+    seen = set(waiting)
+    while waiting:
+        node = waiting.pop()
+        if node.name() in _CUTS:
+            raise RuntimeError(f"the model cannot be differentiated: {_CUTS[node.name()]}")
+        further = {f for f, _ in node.next_functions if f is not None} - seen
+        seen |= further
+        waiting += further
+
+
 def _batchnorms(model: nn.Module) -> list[_BatchNorm]:
     return [module for module in model.modules() if isinstance(module, _BatchNorm)]
-
-
-@contextmanager
-def _ieee_arithmetic() -> Iterator[None]:
-    backends: Any = torch.backends
-    wanted: list[tuple[Any, str, Any]] = [
-        (backends.cudnn, "deterministic", True),
-        (backends.cudnn, "benchmark", False),
-        (backends.cudnn.conv, "fp32_precision", "ieee"),
-        (backends.cudnn.rnn, "fp32_precision", "ieee"),
-        (backends.cuda.matmul, "fp32_precision", "ieee"),
-        (backends.mkldnn.conv, "fp32_precision", "ieee"),
-        (backends.mkldnn.matmul, "fp32_precision", "ieee"),
-    ]
-    before = [(owner, name, getattr(owner, name)) for owner, name, _ in wanted]
-    try:
-        for owner, name, value in wanted:
-            setattr(owner, name, value)
-        yield
-    finally:
-        for owner, name, value in before:
-            setattr(owner, name, value)

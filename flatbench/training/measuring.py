@@ -5,14 +5,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flatbench.components import in_one_line
 from flatbench.data import DataSet
 from flatbench.protocols.protocol import Sharpness
 from flatbench.records.quantities import CLEAN, STANDARD_ERROR
@@ -54,6 +57,19 @@ MEASURES: Mapping[str, Callable[[LossSurface, Sharpness], Measure]] = {
 }
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What `measure` found.
+
+    Attributes:
+        values: each measure by its name; None where it is not finite or could not be taken.
+        failures: why a measure could not be taken, in one line, by its name.
+    """
+
+    values: dict[str, float | None]
+    failures: dict[str, str]
+
+
 def examples(dataset: DataSet, rule: Sharpness) -> Tensor:
     """Return the indices of the fixed training examples that are measured on: the same for all."""
     order = np.random.default_rng(rule.examples_seed).permutation(len(dataset.train))
@@ -69,28 +85,42 @@ def measure(
     rule: Sharpness,
     *,
     standard_errors: bool = False,
-) -> dict[str, float | None]:
+) -> Measured:
     """Return each measure on the protocol's fixed part of the training images, unaugmented.
 
     The loss is the plain cross-entropy, whatever a row trains with. ``labels`` [N] are the labels
     that the run trains on. Where they differ from the true ones, each measure is taken with the
     true ones too, under its name and `CLEAN`. With ``standard_errors``, a measure that has one
     gives it under its name and `STANDARD_ERROR`. A value that is not finite becomes None.
+
+    A measure that raises an error loses neither the others nor the run: the second derivative of a
+    user's network may not exist, or not fit into the memory.
     """
     picked = examples(dataset, rule)
     images = dataset.normalise(dataset.train.images[picked])
     sides = {"": labels[picked]}
     if not torch.equal(labels, dataset.train.labels):
         sides[CLEAN] = dataset.train.labels[picked]
-    surfaces = {
-        side: loss_surface(model, F.cross_entropy, images, targets, batchnorm=rule.batchnorm)
-        for side, targets in sides.items()
-    }
+
+    @functools.cache
+    def surface(side: str) -> LossSurface:
+        return loss_surface(model, F.cross_entropy, images, sides[side], batchnorm=rule.batchnorm)
+
     values: dict[str, float | None] = {}
+    failures: dict[str, str] = {}
     for name in names:
-        for side, surface in surfaces.items():
-            found = MEASURES[name](surface, rule)
-            values[f"{name}{side}"] = found.value
+        for side in sides:
+            try:
+                found = MEASURES[name](surface(side), rule)
+            except Exception as error:  # noqa: BLE001 - a user's backward may raise anything
+                values[f"{name}{side}"] = None
+                failures[f"{name}{side}"] = in_one_line(error)
+                continue
+            values[f"{name}{side}"] = _finite(found.value)
             if standard_errors and found.standard_error is not None:
-                values[f"{name}{side}{STANDARD_ERROR}"] = found.standard_error
-    return {name: v if v is not None and math.isfinite(v) else None for name, v in values.items()}
+                values[f"{name}{side}{STANDARD_ERROR}"] = _finite(found.standard_error)
+    return Measured(values, failures)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -36,6 +36,7 @@ class Run:
     warm_up_seconds: float = 0.0
     capture_seconds: float = 0.0  # of its CUDA graph
     sharpness_history: dict[str, list[float | None]] = field(default_factory=dict)
+    measure_failures: dict[str, str] = field(default_factory=dict)  # the first of each measure
     history: list[Epoch] = field(default_factory=list)
     resumed_after: list[int] = field(default_factory=list)  # epochs; a resumed run says so
 

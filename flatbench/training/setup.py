@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from flatbench import data, models
+from flatbench.components import in_one_line
+from flatbench.errors import UsageError
 from flatbench.optim import SAM
 from flatbench.protocols.cases import Case
-from flatbench.protocols.protocol import Row
+from flatbench.protocols.protocol import LOSS, Row
 from flatbench.training import devices, graph, identity
 from flatbench.training.run import Run, snapshot
 from flatbench.training.step import take_step
@@ -67,17 +69,92 @@ def graphed_step(run: Run, capture: graph.Capture = graph.capture_cuda_graph) ->
 
 
 def build_model(case: Case, dataset: data.DataSet) -> nn.Module:
-    """Return a case's network with its seed's first weights, on the data's device."""
-    torch.manual_seed(stream(case.seed, "weights").initial_seed())
-    model = models.build(
-        case.architecture,
-        width=case.protocol.model.width,
-        in_channels=dataset.channels,
-        classes=dataset.classes or dataset.train.labels[0].numel(),  # of a regression: targets
+    """Return a case's network with its seed's first weights, on the data's device.
+
+    A network of ours is laid out as channels_last. A network of the user's own keeps the layout
+    that its code gives it, and gets images that are contiguous: such code often views an activation
+    in another shape, which channels_last memory forbids.
+
+    Raises:
+        UsageError: the network cannot be built; see `flatbench.models.builder`.
+    """
+    network = case.architecture_settings
+    offered: dict[str, Any] = {
+        "width": case.protocol.model.width,
+        "in_channels": dataset.channels,
+        "classes": dataset.classes or dataset.train.labels[0].numel(),  # of a regression: targets
+    }
+    if dataset.holds_images:
+        height, width = dataset.shape[1:]
+        offered["image_size"] = height if height == width else (height, width)
+    make = models.builder(
+        network.build,
+        offered,
+        network.options,
+        folder=case.protocol.folder,
+        where=_where(case),
     )
+    torch.manual_seed(stream(case.seed, "weights").initial_seed())
+    model = make()
     where = dataset.train.labels.device
-    model.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return model
+    if network.build in models.ARCHITECTURES:
+        model.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return model
+    model.register_forward_pre_hook(_make_contiguous)
+    return model.to(where)
+
+
+def _where(case: Case) -> str:
+    return f"protocol {case.protocol.name}: architecture {case.architecture!r}"
+
+
+def _make_contiguous(_: nn.Module, images: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    # `contiguous` would leave the strides of images of a single channel, which convolutions go by
+    return tuple(x.to(memory_format=torch.contiguous_format) for x in images)
+
+
+def check_model(case: Case, dataset: data.DataSet) -> None:
+    """Pass two images through a case's network, forward and backward, before anything trains.
+
+    It takes a network of its own, and puts torch's random state back.
+
+    Raises:
+        UsageError: the network cannot be built, raises an error, gives outputs that are not float
+            [2, classes], or gives no parameter a gradient. Another loss than the cross-entropy may
+            take outputs of any shape.
+    """
+    device = dataset.train.labels.device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
+        model = build_model(case, dataset).train()
+        images = dataset.normalise(dataset.train.images[:2])
+        where = f"{_where(case)}: images {list(images.shape)}"
+        if any(nn.parameter.is_lazy(p) for p in model.parameters()):
+            # the optimizer is made before the first forward pass
+            raise UsageError(f"{_where(case)}: the network must not have lazy parameters")
+        try:
+            outputs = model(images)
+        except Exception as error:
+            raise UsageError(f"{where}: the network raised {in_one_line(error)}") from error
+        if case.protocol.training.loss == LOSS:
+            _check_outputs(outputs, dataset.classes, where)
+        elif not isinstance(outputs, Tensor):
+            return  # only its loss knows what to do with it
+        try:
+            if outputs.requires_grad:
+                outputs.float().square().sum().backward()
+        except Exception as error:
+            raise UsageError(f"{where}: the backward pass raised {in_one_line(error)}") from error
+        if all(p.grad is None for p in model.parameters()):
+            raise UsageError(f"{where}: at least one parameter must get a gradient, none does")
+
+
+def _check_outputs(outputs: object, classes: int | None, where: str) -> None:
+    must_be = f"{where}: the outputs must be floats of shape {[2, classes]}, got"
+    if not isinstance(outputs, Tensor):
+        raise UsageError(f"{must_be} {type(outputs).__name__}")
+    if list(outputs.shape) != [2, classes] or not outputs.is_floating_point():
+        dtype = str(outputs.dtype).removeprefix("torch.")
+        raise UsageError(f"{must_be} {dtype} of shape {list(outputs.shape)}")
 
 
 def training_labels(case: Case, dataset: data.DataSet) -> Tensor:

@@ -99,7 +99,7 @@ def _train(
             reason = f"diverged in epoch {number} of {case.epochs}: {error}"
             break
         run.history.append(epoch)
-        for name, value in _measure(run, case.protocol.sharpness.every_epoch, False).items():
+        for name, value in _measure(run, case.protocol.sharpness.every_epoch, number).items():
             run.sharpness_history.setdefault(name, []).append(value)
         if on_epoch is not None:
             on_epoch(number, epoch)
@@ -155,6 +155,7 @@ def _state(run: Run) -> dict[str, Any]:
         "crops": run.crops.get_state(),
         "history": [dataclasses.asdict(epoch) for epoch in run.history],
         "sharpness_history": run.sharpness_history,
+        "measure_failures": run.measure_failures,
         "resumed_after": run.resumed_after,
     }
 
@@ -169,6 +170,7 @@ def _resume(run: Run, path: Path) -> None:
     run.crops.set_state(state["crops"])
     run.history = [Epoch(**epoch) for epoch in state["history"]]
     run.sharpness_history = state["sharpness_history"]
+    run.measure_failures = state["measure_failures"]
     run.resumed_after = [*state["resumed_after"], len(run.history)]
 
 
@@ -225,13 +227,19 @@ def _skipped_steps(run: Run) -> Tensor:
     return torch.zeros((), dtype=torch.int64, device=run.where)
 
 
-def _measure(run: Run, names: tuple[str, ...], standard_errors: bool) -> dict[str, float | None]:
+def _measure(run: Run, names: tuple[str, ...], epoch: int | None) -> dict[str, float | None]:
+    """Return measures after an epoch, or at the end with their standard errors."""
     if not names:
         return {}
     rule = run.case.protocol.sharpness
-    return measuring.measure(
-        names, run.model, run.dataset, run.labels, rule, standard_errors=standard_errors
+    at_end = epoch is None
+    found = measuring.measure(
+        names, run.model, run.dataset, run.labels, rule, standard_errors=at_end
     )
+    when = "at the end" if at_end else f"after epoch {epoch}"
+    for name, reason in found.failures.items():
+        run.measure_failures.setdefault(name, f"{when}: {reason}")
+    return found.values
 
 
 def _record(run: Run, reason: str | None, calibration: float) -> Record:
@@ -246,7 +254,7 @@ def _record(run: Run, reason: str | None, calibration: float) -> Record:
             "train_accuracy": last.train_accuracy,
             "train_loss": last.train_loss,
             "sam_sharpness": last.sam_sharpness,
-            "sharpness": _measure(run, case.protocol.sharpness.at_end, True),
+            "sharpness": _measure(run, case.protocol.sharpness.at_end, None),
         }
     came_from = provenance.describe(run.where, run.precision) | {
         "key": run.key,
@@ -267,5 +275,6 @@ def _record(run: Run, reason: str | None, calibration: float) -> Record:
         peak_memory=meter.peak_memory(run.where),
         history=tuple(history),
         sharpness_history={name: tuple(column) for name, column in run.sharpness_history.items()},
+        measure_failures=run.measure_failures,
         **final,
     )
