@@ -66,6 +66,11 @@ def is_known(text: str, ours: Iterable[str]) -> bool:
     return text in ours or is_reference(text) or text in _entry_points()
 
 
+def is_registered(text: str) -> bool:
+    """Return whether an installed package has registered a name."""
+    return text in _entry_points()
+
+
 def find(reference: str, folder: Path | None, ours: Mapping[str, Any], where: str) -> Component:
     """Import what a reference names.
 

@@ -1,11 +1,12 @@
 """Networks of the user's own: built, checked before any training, trained, measured, read again."""
 
-import dataclasses
 import json
 import random
 
+import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 
 from flatbench import data
 from flatbench.cli import main
@@ -207,7 +208,7 @@ MADE_WRONG = [
     (own("./nets.py:seven"), "./nets.py:seven must return a torch.nn.Module, got int"),
     (own("./nets.py:number"), "./nets.py:number: TypeError: 'int' object is not callable"),
     (own("./nets.py:refuses"), "./nets.py:refuses: ValueError: not today"),
-    (own("./nets.py:Nett"), "'./nets.py:Nett': there is no 'Nett' in it; did you mean 'Net'?"),
+    (own("./nets.py:Nett"), "'./nets.py:Nett': there is no 'Nett' in it (did you mean 'Net'?)"),
     (own("vit", patch=3), "vit: ValueError: patch must divide the images' 8×8 pixels, got 3"),
     (own("./nets.py:by_width", depth=0), "the network must not have lazy parameters"),
 ]
@@ -362,22 +363,18 @@ def test_a_landscape_of_other_code_is_refused(trained):
         ),
     ],
 )
-def test_torchvisions_networks_on_colour_images(tmp_path, architecture, digits, monkeypatch):
-    def colours(part):
-        return data.Part(part.images.repeat(1, 1, 1, 3), part.labels)
-
-    parts = {name: colours(getattr(digits, name)) for name in ("train", "validation", "test")}
-    means = {name: getattr(digits, name).repeat(3) for name in ("mean", "std")}
-    dataset = dataclasses.replace(digits, **parts, **means)
-    monkeypatch.setattr(data, "load", lambda *arguments, **named: dataset)
+def test_torchvisions_networks_on_colour_images(tmp_path, architecture):
+    digits = load_digits()
+    images = digits.images[..., None].astype(np.uint8).repeat(3, axis=3)
+    np.savez(tmp_path / "colour.npz", images=images, labels=digits.target)
     case = case_of(
         tmp_path,
         architecture,
-        data={"name": "digits"},
+        data={"name": "colour", "source": {"npz": "colour.npz"}, "train_examples": 300},
         training={"epochs": 1, "batch_size": 64},
         sharpness={"at_end": ["hessian_max_eigenvalue"], "examples": 8},
     )
-    setup.check_model(case, dataset)
+    setup.check_model(case, data.load_for(case.protocol))
     store = Store(tmp_path / "results")
     record = trainer.train(case, weights=store.weights(case))
     assert record.status == "completed"

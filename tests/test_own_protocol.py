@@ -4,6 +4,7 @@ import copy
 
 import pytest
 
+from flatbench import components
 from flatbench.errors import UsageError
 from flatbench.protocols.cases import grid
 from flatbench.protocols.protocol import Architecture, Source
@@ -291,3 +292,9 @@ def test_the_old_name_of_compare_with_is_still_read(tmp_path):
     assert message(tmp_path, against="a", compare_with="b").startswith(
         "compare_with must be absent"
     )
+
+
+def test_a_name_of_ours_that_a_package_registered_is_the_packages(tmp_path, monkeypatch):
+    monkeypatch.setattr(components, "is_registered", lambda text: text == "sgd")
+    (case,) = grid(read(tmp_path), optimizers=["sgd"])
+    assert case.references() == ("sgd",)

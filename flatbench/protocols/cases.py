@@ -60,7 +60,12 @@ class Case:
         ]
         options = [row.options, network.options, source.options if source is not None else {}]
         ours = (*OPTIMIZERS, *ARCHITECTURES, LOSS)
-        found = [text for text in named if text is not None and text not in ours]
+        # A package may have registered a name of ours, which then is the package's.
+        found = [
+            text
+            for text in named
+            if text is not None and (text not in ours or components.is_registered(text))
+        ]
         return tuple(dict.fromkeys([*found, *components.references(options)]))
 
     def cell_hash(self) -> str:
