@@ -89,19 +89,25 @@ def check_pairs(records: Iterable[Record], thresholds: Thresholds) -> list[Outco
                 outcome = section.outcome
                 what = "difference" if outcome.better == "higher" else "improvement"
                 of = f"{what} in {outcome.name}"
-                outcomes.append(_pair_outcome(name, of, gain, pair, thresholds))
+                form = ".2f" if outcome.unit == "%" else ".4g"
+                outcomes.append(_pair_outcome(name, of, form, gain, pair, thresholds))
     return outcomes
 
 
 def _pair_outcome(
-    name: str, of: str, found: Sequence[float], pair: PairThreshold, thresholds: Thresholds
+    name: str,
+    of: str,
+    form: str,
+    found: Sequence[float],
+    pair: PairThreshold,
+    thresholds: Thresholds,
 ) -> Outcome:
     mean = sum(found) / len(found)
     passed = mean > 0  # the sign alone is asserted; the limit says how sure the baseline is of it
     line = (
-        f"{name}: mean paired {of} {mean:+.4g} over "
+        f"{name}: mean paired {of} {mean:+{form}} over "
         f"{len(found)} seeds is {'' if passed else 'not '}above 0; baseline: "
-        f"{pair.mean:+.2f} ± {pair.std:.2f}, bound {pair.limit:+.2f}, over "
+        f"{pair.mean:+{form}} ± {pair.std:{form}}, bound {pair.limit:+{form}}, over "
         f"{_basis(pair.n, thresholds, thresholds.pair_level)}"
     )
     return Outcome(name, passed, line)
