@@ -84,13 +84,13 @@ def start(
     status "failed", never an exception.
 
     Raises:
-        UsageError: the device or the data set is not there, fewer than one worker is asked for,
-            or a record to be reused is not valid.
+        UsageError: the device or the data set is not there, an optimizer cannot be built as its
+            row says, fewer than one worker is asked for, or a record to be reused is not valid.
     """
     import torch
 
     from flatbench import data
-    from flatbench.training import identity
+    from flatbench.training import identity, setup
 
     devices = places(device)
     # Rather one error now than one in every case. The cases of a grid share their protocol.
@@ -103,6 +103,7 @@ def start(
     if workers < 1:
         raise UsageError(f"--workers must be a whole number of at least 1, got {workers}")
 
+    setup.check(cases, loaded)
     progress = Progress(cases)
     run = Run({case.id: Future() for case in cases}, progress)
     waiting: queue.SimpleQueue[Case] = queue.SimpleQueue()
