@@ -70,6 +70,8 @@ def recipe(case: Case, model: nn.Module) -> Recipe:
         components.resolved(_options(row), folder, f"{where}.options"),
         f"{where}.options",
     )
+    if row.rho is not None:
+        _check_names(rule)
     if row.groups is None:
         groups: list[Group] = [{"params": list(model.parameters())}]
         return Recipe(row, where, rule, groups, [rule])
@@ -92,6 +94,8 @@ def recipe(case: Case, model: nn.Module) -> Recipe:
         no_options = ("params", *SAMS_OWN) if row.rho is not None else ("params",)
         options = {key: value for key, value in group.items() if key not in no_options}
         rules.append(_rule(own, options, where_group))
+        if row.rho is not None:
+            _check_names(rules[-1])
     return Recipe(row, where, rule, groups, rules)
 
 
@@ -109,6 +113,16 @@ def _options(row: Row) -> dict[str, Any]:
 
 def _rule(component: Component, options: dict[str, Any], where: str) -> Rule:
     return Rule(component, where, components.arguments(component, options, where, positional=1))
+
+
+def _check_names(rule: Rule) -> None:
+    """Refuse an optimizer with options that SAM would take for its own, or give it."""
+    for name in SAMS_OWN:
+        if name in rule.options or components.takes(rule.component, name):
+            raise UsageError(
+                f"{rule.where}: rho cannot perturb for {rule.component.reference}: "
+                f"it has an option {name!r} of its own"
+            )
 
 
 def _checked(found: Any, model: nn.Module, where: str) -> list[Group]:
@@ -165,8 +179,6 @@ def make(recipe: Recipe, groups: Sequence[Group], *, perturbs: bool = True) -> O
         base = swift[recipe.rule]
     row = recipe.row
     if row.rho is not None and perturbs:
-        for rule in recipe.rules:
-            _check_names(rule)
         base = _perturbed(base, row)
     made = base.made(groups)
     if not isinstance(made, Optimizer):
@@ -175,16 +187,6 @@ def make(recipe: Recipe, groups: Sequence[Group], *, perturbs: bool = True) -> O
             f"got {made!r}"
         )
     return made
-
-
-def _check_names(rule: Rule) -> None:
-    """Refuse an optimizer with options that SAM would take for its own, or give it."""
-    for name in SAMS_OWN:
-        if name in rule.options or components.takes(rule.component, name):
-            raise UsageError(
-                f"{rule.where}: rho cannot perturb for {rule.component.reference}: "
-                f"it has an option {name!r} of its own"
-            )
 
 
 def _perturbed(base: Rule, row: Row) -> Rule:
@@ -200,7 +202,9 @@ def _swift(rule: Rule, groups: list[Group], on_cuda: bool) -> Rule:
     if not is_torchs(cls):
         return rule
     options = prefer_fused(cls, groups, rule.options)
-    if on_cuda and components.takes(rule.component, "capturable"):
+    if not on_cuda:  # torch refuses it there, and the trial on small parameters is there
+        options = {key: value for key, value in options.items() if key != "capturable"}
+    elif components.takes(rule.component, "capturable"):
         options = {"capturable": True, **options}
     return replace(rule, options=options)
 
@@ -246,20 +250,22 @@ def _is_capturable(optimizer: Optimizer) -> bool:
     return all(group.get(key) for group in optimizer.param_groups)
 
 
-def initial_rates(case: Case, optimizer: Optimizer) -> list[float | None]:
-    """Return each group's learning rate as it was made, which the schedule multiplies.
+def initial_rates(optimizer: Optimizer) -> list[float | None]:
+    """Return each group's learning rate as it was made; None where a group has none."""
+    return [float(group["lr"]) if "lr" in group else None for group in optimizer.param_groups]
+
+
+def check_schedule(case: Case, recipe: Recipe, why_not: str) -> None:
+    """Refuse a schedule or a warm-up for an optimizer that would not feel it.
 
     Raises:
-        UsageError: there is a schedule, and a group without a learning rate.
+        UsageError: there is one; ``why_not`` says why it would not be felt.
     """
-    rates = [float(group["lr"]) if "lr" in group else None for group in optimizer.param_groups]
     training, row = case.protocol.training, case.row
     schedule = row.schedule or training.schedule
     warmup = training.warmup_epochs if row.warmup_epochs is None else row.warmup_epochs
-    if None in rates and (schedule != "constant" or warmup):
-        where = f"protocol {case.protocol.name}: optimizers.{quoted(row.name)}"
+    if schedule != "constant" or warmup:
         raise UsageError(
-            f'{where}: {row.optimizer} has no lr: schedule must be "constant" and warmup_epochs 0, '
-            f'got "{schedule}" and {warmup}'
+            f"{recipe.where}: {row.optimizer} {why_not}: "
+            f'schedule must be "constant" and warmup_epochs 0, got "{schedule}" and {warmup}'
         )
-    return rates

@@ -46,9 +46,14 @@ def build_optimizer(case: Case, model: nn.Module) -> Built:
         model.to(memory_format=torch.contiguous_format)
         kind = stepping.find(recipe)
     made = optimizers.make(recipe, recipe.groups)
-    rates = optimizers.initial_rates(case, made)
-    why_not = None if recipe.is_ours else stepping.why_not_resumable(recipe, kind)
-    return Built(made, kind, rates, why_not)
+    rates = optimizers.initial_rates(made)
+    if recipe.is_ours:
+        return Built(made, kind, rates, None)
+    if None in rates:
+        optimizers.check_schedule(case, recipe, "has no lr")
+    elif not stepping.follows_rates(recipe, kind):
+        optimizers.check_schedule(case, recipe, "does not follow the lr of its param_groups")
+    return Built(made, kind, rates, stepping.why_not_resumable(recipe, kind))
 
 
 def check(cases: Iterable[Case], datasets: Mapping[int, data.DataSet]) -> None:

@@ -136,8 +136,9 @@ def find(recipe: Recipe) -> Stepping:
     if said is not None:
         trial = _trial(recipe, said)
         if trial.error is not None or not trial.moved or not trial.calls:
+            found = trial.said() if trial.error or trial.calls else "it never calls the closure"
             reason = f"closure = {said!r} does not fit {row.optimizer}"
-            raise UsageError(f"{recipe.where}: {reason}: {trial.said()}")
+            raise UsageError(f"{recipe.where}: {reason}: {found}")
         return said
     alone = _trial(recipe, "plain")
     if alone.error is None and alone.moved:
@@ -253,7 +254,21 @@ def _own_chance() -> Iterator[None]:
         torch.set_rng_state(state)
 
 
-# --- whether it can be resumed
+# --- whether it follows its groups, and can be resumed
+
+
+def follows_rates(recipe: Recipe, stepping: Stepping) -> bool:
+    """Return whether steps follow the learning rates in the groups, where a schedule sets them.
+
+    An optimizer around another one may have groups that the other one does not see.
+    """
+    with _own_chance():
+        whole, halved = _Small(recipe), _Small(recipe)
+        _halve_rates(halved)
+        for small in (whole, halved):
+            torch.default_generator.manual_seed(0)
+            _steps(small, stepping)
+        return not torch.equal(whole.weights(), halved.weights())
 
 
 def why_not_resumable(recipe: Recipe, stepping: Stepping) -> str | None:
@@ -275,9 +290,7 @@ def why_not_resumable(recipe: Recipe, stepping: Stepping) -> str | None:
                     ours.copy_(theirs)
             resumed.optimizer.load_state_dict(torch.load(file, weights_only=True))
             for small in (gone_on, resumed):
-                for group in small.optimizer.param_groups:
-                    if "lr" in group:  # whether the optimizer still follows its groups
-                        group["lr"] *= 0.5
+                _halve_rates(small)  # as a schedule does: the groups must still be its own
                 torch.default_generator.manual_seed(1)
                 _steps(small, stepping)
         except Exception as error:  # noqa: BLE001 - its code is anybody's
@@ -291,3 +304,9 @@ def _steps(small: _Small, stepping: Stepping) -> None:
     enter_training(small.optimizer)
     for _ in range(2):
         take(small.optimizer, stepping, small.evaluate)
+
+
+def _halve_rates(small: _Small) -> None:
+    for group in small.optimizer.param_groups:
+        if "lr" in group:
+            group["lr"] *= 0.5
