@@ -47,6 +47,7 @@ from benchmarks.timing import Step, clock, in_turns
 from flatbench import data, execution
 from flatbench.protocols.cases import Case, from_id
 from flatbench.training import devices, run, setup
+from flatbench.training.step import SUMS
 
 IMAGES = 2048  # of the full-width case
 CASES = {
@@ -79,7 +80,7 @@ def flatbench_step(case: Case, dataset: data.DataSet) -> tuple[Step, run.Run]:
     """A step of the trainer's own, its sums kept on the device, and what it moves."""
     run = setup.prepare(case, dataset)
     run.model.train()
-    sums = torch.zeros(3, dtype=torch.float64, device=run.where)
+    sums = torch.zeros(SUMS, dtype=torch.float64, device=run.where)
     batches = endless(run, case.protocol.training.batch_size)
 
     def step() -> None:

@@ -15,10 +15,10 @@ CUDA = torch.device("cuda", 0)
 
 @pytest.fixture(autouse=True)
 def nothing_remembered():
-    for function in (availability._why_no_launch, sam._warn_of_eager):
+    for function in (availability._why_no_launch, availability.warn_of_eager):
         function.cache_clear()
     yield
-    for function in (availability._why_no_launch, sam._warn_of_eager):
+    for function in (availability._why_no_launch, availability.warn_of_eager):
         function.cache_clear()
 
 

@@ -441,7 +441,8 @@ def same_but_for_the_name(row, other):
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("epochs", 3), ("label_smoothing", 0.2), ("warmup_epochs", 1)]
+    ("key", "value"),
+    [("epochs", 3), ("label_smoothing", 0.2), ("warmup_epochs", 1), ("schedule", "constant")],
 )
 def test_a_setting_of_a_row_is_as_one_of_the_protocol(tmp_path, key, value):
     training = {"epochs": 2, "batch_size": 64, "label_smoothing": 0.1, "warmup_epochs": 2}
@@ -487,7 +488,7 @@ def test_the_learning_rate_of_an_architecture_is_used(tmp_path):
 )
 def test_the_optimizer_of_a_row(tmp_path, row, kind, options):
     model = nn.Linear(2, 2)
-    optimizer = setup.build_optimizer(case(tmp_path, optimizers=one_row(**row)).row, model)
+    optimizer = setup.build_optimizer(case(tmp_path, optimizers=one_row(**row)), model).optimizer
     assert type(optimizer) is kind
     (group,) = optimizer.param_groups
     assert {key: group[key] for key in options} == options
@@ -499,8 +500,12 @@ def test_the_optimizer_of_a_row(tmp_path, row, kind, options):
 EPOCHS, STEPS = 10, 7
 
 
+def rate(run, progress):
+    return run.row.lr * step.rate_factor(run, progress)
+
+
 def by_step(run):
-    return [step.learning_rate(run, i / STEPS) for i in range(EPOCHS * STEPS)]
+    return [rate(run, i / STEPS) for i in range(EPOCHS * STEPS)]
 
 
 def of_torch(make):
@@ -523,7 +528,7 @@ def test_cosine(tmp_path):
     expected = of_torch(lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, EPOCHS * STEPS))
     run = scheduled(tmp_path)
     assert by_step(run) == pytest.approx(expected, rel=1e-9, abs=1e-15)
-    assert step.learning_rate(run, EPOCHS) == pytest.approx(0, abs=1e-15)
+    assert rate(run, EPOCHS) == pytest.approx(0, abs=1e-15)
 
 
 def test_steps(tmp_path):
@@ -538,7 +543,7 @@ def test_steps_come_at_the_start_of_their_epoch(tmp_path, epochs):
     """Whatever a milestone's share is in floating point."""
     milestones = [0.2, 0.4, 0.6, 0.8]
     run = scheduled(tmp_path, schedule="step", milestones=milestones, decay=0.5, epochs=epochs)
-    rates = [step.learning_rate(run, epoch) for epoch in range(epochs)]
+    rates = [rate(run, epoch) for epoch in range(epochs)]
     fifth = epochs // 5
     assert rates == [0.05 * 0.5**k for k in range(5) for _ in range(fifth)]
 
@@ -550,7 +555,7 @@ def test_warm_up(tmp_path):
         lambda o: torch.optim.lr_scheduler.LinearLR(o, tiny_start, total_iters=3 * STEPS)
     )
     assert by_step(run) == pytest.approx(expected, rel=1e-9, abs=1e-12)
-    assert step.learning_rate(run, 0) == 0
+    assert rate(run, 0) == 0
 
 
 def test_warm_up_joins_the_value_of_the_schedule(tmp_path):

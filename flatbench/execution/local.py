@@ -84,8 +84,9 @@ def start(
     status "failed", never an exception.
 
     Raises:
-        UsageError: the device or the data set is not there, a network does not fit the data, fewer
-            than one worker is asked for, or a record to be reused is not valid.
+        UsageError: the device or the data set is not there, a network does not fit the data, an
+            optimizer cannot be built as its row says, fewer than one worker is asked for, or a
+            record to be reused is not valid.
     """
     import torch
 
@@ -105,6 +106,7 @@ def start(
     if workers < 1:
         raise UsageError(f"--workers must be a whole number of at least 1, got {workers}")
 
+    setup.check(cases, loaded)
     progress = Progress(cases)
     run = Run({case.id: Future() for case in cases}, progress)
     waiting: queue.SimpleQueue[Case] = queue.SimpleQueue()

@@ -5,6 +5,7 @@ import importlib.util
 import os
 import shutil
 import subprocess
+import warnings
 
 import torch
 
@@ -60,3 +61,9 @@ def _why_no_launch(device: torch.device) -> str | None:
         reason = " ".join(str(error).split()) or "no message"
         return f"a trial kernel does not launch: {type(error).__name__}: {reason}"
     return None
+
+
+@functools.cache  # once a process and reason
+def warn_of_eager(device: str, reason: str) -> None:
+    """Warn that SAM takes its eager step on a device, and say why."""
+    warnings.warn(f"SAM takes its eager step on {device}: {reason}", RuntimeWarning, stacklevel=2)

@@ -1,4 +1,4 @@
-"""torch's own fused steps as the base optimizer: when to take them, and what they need."""
+"""What SAM asks of a base optimizer; torch's own fused steps, and what they need."""
 
 import inspect
 from typing import Any
@@ -9,6 +9,36 @@ from torch.optim.optimizer import Optimizer
 
 from .groups import Group, parameters
 from .layout import is_dense, strided_like
+
+SAMS_OWN = ("rho", "adaptive", "eta", "implementation")
+
+
+def check_base(base: Any) -> None:
+    """Raise for what cannot be a base of SAM.
+
+    Raises:
+        TypeError: it is no class of optimizers.
+        ValueError: its step needs a closure, or an option of it has a name that is SAM's.
+    """
+    if not (isinstance(base, type) and issubclass(base, Optimizer)):
+        raise TypeError(f"base_optimizer must be a class such as torch.optim.SGD, got {base!r}")
+    if needs_closure(base):
+        raise ValueError(
+            f"{base.__name__} cannot be the base of SAM: its step needs a closure, and evaluates "
+            "the loss itself"
+        )
+    # The base shares SAM's groups, and would take SAM's rho in them for its own.
+    for name in SAMS_OWN:
+        if name in inspect.signature(base).parameters:
+            raise ValueError(
+                f"{base.__name__} cannot be the base of SAM: it has an option {name!r} of its own"
+            )
+
+
+def needs_closure(optimizer: type[Optimizer]) -> bool:
+    """Return whether an optimizer's signature says that a step is impossible without a closure."""
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    return closure is not None and closure.default is closure.empty
 
 
 def prepare_fused_base(base: Optimizer) -> None:
@@ -48,15 +78,23 @@ def copied_in_vain(base: Optimizer) -> list[Tensor]:
     return found
 
 
+def is_torchs(base: Any) -> bool:
+    """Return whether a class is one of torch.optim's own, and not one derived from it."""
+    return isinstance(base, type) and getattr(torch.optim, base.__name__, None) is base
+
+
 def prefer_fused(
     base: type[Optimizer], groups: list[Group], kwargs: dict[str, Any]
 ) -> dict[str, Any]:
     """Return the options, with fused=True added where base, device and options allow it.
 
-    Options that hold ``fused``, ``foreach`` or ``differentiable`` come back as they are.
+    A class that is not torch's own means by ``fused`` what it likes, and is not given it. Options
+    that hold ``fused``, ``foreach`` or ``differentiable`` come back as they are.
     """
     options = {"fused", "foreach", "differentiable"}
-    if "fused" not in inspect.signature(base).parameters or options & kwargs.keys():
+    if not is_torchs(base) or "fused" not in inspect.signature(base).parameters:
+        return kwargs
+    if options & kwargs.keys():
         return kwargs
     # On a CPU, fused SGD forgets to write back half-precision parameters (torch issue 191763).
     whole = (torch.float32, torch.float64)

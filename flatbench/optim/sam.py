@@ -1,7 +1,6 @@
 """Sharpness-aware minimization (SAM) and its adaptive form (ASAM) around a torch optimizer."""
 
 import functools
-import warnings
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -12,14 +11,9 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 
 from . import eager
-from .availability import why_not_fused
-from .base import copied_in_vain, prefer_fused, prepare_fused_base
-from .groups import (
-    check_base_options,
-    check_options,
-    check_parameters,
-    parameters,
-)
+from .availability import warn_of_eager, why_not_fused
+from .base import check_base, copied_in_vain, prefer_fused, prepare_fused_base
+from .groups import check_base_options, check_options, check_parameters, parameters
 from .layout import flattened, saved_copy, strided_like
 
 if TYPE_CHECKING:
@@ -54,7 +48,8 @@ class SAM(Optimizer):
     Args:
         params: tensors, (name, tensor) pairs or dicts of groups, as for any torch optimizer. A
             group may have its own ``rho``, ``adaptive``, ``eta``, and options of the base.
-        base_optimizer: an optimizer class, ``torch.optim.SGD`` or ``Adam`` or ``AdamW``.
+        base_optimizer: an optimizer class, such as ``torch.optim.SGD``, whose step needs no
+            closure and which has no option called rho, adaptive, eta or implementation.
         rho: radius of the neighbourhood, at least 0. With 0 it is the base optimizer.
         adaptive: which T, see above.
         eta: added to abs(w) in an adaptive T, at least 0; without effect elsewhere.
@@ -63,7 +58,8 @@ class SAM(Optimizer):
             Adam (not amsgrad) and AdamW. "auto" is fused where that is possible, else eager; if a
             CUDA device can't launch Triton kernels, one warning says why.
         **base_kwargs: handed to the base (``lr``, ``momentum``, ...). Unless they hold ``fused``
-            or ``foreach``, torch's own fused step is taken where the base has one.
+            or ``foreach``, torch's own fused step is taken where the base, a class of torch's,
+            has one.
 
     Neither path waits for the device, except eager on a GPU around a base without torch's fused
     step, which reads ``found_inf`` once a step. A fused step can be captured in a CUDA graph after
@@ -95,8 +91,8 @@ class SAM(Optimizer):
         TypeError, ValueError: an invalid argument, or parameters that cannot be perturbed
             together (several devices, complex, the same tensor twice).
         RuntimeError: half-steps out of order, a sparse gradient, or ``state_dict``,
-            ``load_state_dict``, ``add_param_group`` or pickling between the half-steps, when the
-            weights are not w.
+            ``load_state_dict``, ``add_param_group``, ``train``, ``eval`` or pickling between the
+            half-steps, when the weights are not w.
     """
 
     base_optimizer: Optimizer
@@ -116,10 +112,7 @@ class SAM(Optimizer):
         implementation: Implementation = "auto",
         **base_kwargs: Any,
     ) -> None:
-        if not (isinstance(base_optimizer, type) and issubclass(base_optimizer, Optimizer)):
-            raise TypeError(
-                f"base_optimizer must be a class such as torch.optim.SGD, got {base_optimizer!r}"
-            )
+        check_base(base_optimizer)
         if implementation not in ("auto", "eager", "fused"):
             raise ValueError(
                 f"implementation must be 'auto', 'eager' or 'fused', got {implementation!r}"
@@ -199,6 +192,18 @@ class SAM(Optimizer):
             on_failure.pop_all()
         self.second_step()
         return loss
+
+    def train(self) -> None:
+        """Pass it on to a base that has it, as Schedule-Free's: call it before training steps."""
+        self._refuse_between_half_steps("train")
+        if hasattr(self.base_optimizer, "train"):
+            self.base_optimizer.train()
+
+    def eval(self) -> None:
+        """Pass it on to a base that has it: call it before evaluating, and before checkpoints."""
+        self._refuse_between_half_steps("eval")
+        if hasattr(self.base_optimizer, "eval"):
+            self.base_optimizer.eval()
 
     def restore(self) -> None:
         """Put w back without a step. Between the half-steps this abandons the step."""
@@ -357,7 +362,7 @@ class SAM(Optimizer):
                 keep = functools.partial(saved_copy, self._saved)
                 return fused.FusedStep(self.base_optimizer, keep, outcome)
         elif not wanted:
-            _warn_of_eager(str(device), reason)
+            warn_of_eager(str(device), reason)
         if wanted:
             raise ValueError(f"implementation='fused' is not possible: {reason}")
         return None
@@ -387,8 +392,3 @@ class SAM(Optimizer):
                 f"{what} between first_step and second_step: the weights are perturbed now; "
                 "call second_step (or restore) first"
             )
-
-
-@functools.cache  # once a process and reason
-def _warn_of_eager(device: str, reason: str) -> None:
-    warnings.warn(f"SAM takes its eager step on {device}: {reason}", RuntimeWarning, stacklevel=2)

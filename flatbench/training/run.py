@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ from flatbench import data
 from flatbench.optim import SAM
 from flatbench.protocols.cases import Case
 from flatbench.records.record import Epoch
+
+Stepping = Literal["plain", "evaluates", "re-evaluates"]  # see `flatbench.training.stepping`
 
 
 @dataclass
@@ -27,6 +29,9 @@ class Run:
     labels: Tensor  # of the training part, with the case's noise
     model: nn.Module
     optimizer: torch.optim.Optimizer
+    stepping: Stepping
+    rates: list[float | None]  # each parameter group's learning rate, which the schedule multiplies
+    why_not_resumable: str | None  # why there are no checkpoints of it, or None
     precision: str
     shuffle: torch.Generator
     crops: torch.Generator
@@ -54,7 +59,7 @@ def load_optimizer(run: Run, state: dict[str, Any]) -> None:
     """Load an optimizer's state from the CPU; torch moves all of it but the learning rate."""
     run.optimizer.load_state_dict(state)
     for group in run.optimizer.param_groups:
-        if isinstance(group["lr"], Tensor):
+        if isinstance(group.get("lr"), Tensor):
             group["lr"] = group["lr"].to(run.where)
 
 

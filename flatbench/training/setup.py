@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from typing import Any
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -14,16 +16,65 @@ from flatbench.components import in_one_line
 from flatbench.errors import UsageError
 from flatbench.optim import SAM
 from flatbench.protocols.cases import Case
-from flatbench.protocols.protocol import LOSS, Row
-from flatbench.training import devices, graph, identity
-from flatbench.training.run import Run, snapshot
+from flatbench.protocols.protocol import LOSS
+from flatbench.training import devices, graph, identity, optimizers, stepping
+from flatbench.training.run import Run, Stepping, snapshot
 from flatbench.training.step import take_step
 
-BASES: dict[str, Any] = {  # classes; torch's stub of their common parent knows no options
-    "sgd": torch.optim.SGD,
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-}
+
+@dataclass(frozen=True)
+class Built:
+    """A row's optimizer, and what is known of it; the names are those of `Run`."""
+
+    optimizer: torch.optim.Optimizer
+    stepping: Stepping
+    rates: list[float | None]
+    why_not_resumable: str | None
+
+
+def build_optimizer(case: Case, model: nn.Module) -> Built:
+    """Return the optimizer of a case's row on a model's parameters.
+
+    Many an optimizer views a weight or its gradient as one flat vector (LBFGS), which it can't do
+    with convolutions in channels_last. For one that does not step so the weights become contiguous.
+
+    Raises:
+        UsageError: it cannot be built as the row says, or it can't be told how it steps.
+    """
+    recipe = optimizers.recipe(case, model)
+    try:
+        kind = stepping.find(recipe)
+    except UsageError:
+        model.to(memory_format=torch.contiguous_format)
+        kind = stepping.find(recipe)
+    made = optimizers.make(recipe, recipe.groups)
+    rates = optimizers.initial_rates(made)
+    if recipe.is_ours:
+        return Built(made, kind, rates, None)
+    if None in rates:
+        optimizers.check_schedule(case, recipe, "has no lr")
+    elif not stepping.follows_rates(recipe, kind):
+        optimizers.check_schedule(case, recipe, "does not follow the lr of its param_groups")
+    return Built(made, kind, rates, stepping.why_not_resumable(recipe, kind))
+
+
+def check(cases: Iterable[Case], datasets: Mapping[int, data.DataSet]) -> None:
+    """Build the optimizer of each row and architecture once, before anything is trained.
+
+    Args:
+        cases: what is to be trained.
+        datasets: their data by the ``id`` of their protocol.
+
+    Raises:
+        UsageError: as `build_optimizer`.
+    """
+    checked = set()
+    with torch.random.fork_rng(devices=[]):
+        for case in cases:
+            cell = (id(case.protocol), case.architecture, case.optimizer)
+            if cell not in checked:
+                checked.add(cell)
+                build_optimizer(case, build_model(case, datasets[id(case.protocol)]))
 
 
 def prepare(case: Case, dataset: data.DataSet) -> Run:
@@ -31,6 +82,7 @@ def prepare(case: Case, dataset: data.DataSet) -> Run:
     settings, where = case.protocol, dataset.train.labels.device
     images = dataset.train.images
     model = build_model(case, dataset)
+    built = build_optimizer(case, model)
     precision = settings.training.precision
     if precision == "auto":
         precision = "bf16" if devices.has_fast_bf16(where) else "fp32"
@@ -42,7 +94,10 @@ def prepare(case: Case, dataset: data.DataSet) -> Run:
         images=images if settings.data.augmentation == "none" else data.pad(images),
         labels=training_labels(case, dataset),
         model=model,
-        optimizer=build_optimizer(case.row, model),
+        optimizer=built.optimizer,
+        stepping=built.stepping,
+        rates=built.rates,
+        why_not_resumable=built.why_not_resumable,
         precision=precision,
         shuffle=stream(case.seed, "batches"),
         crops=stream(case.seed, "augmentation", where),
@@ -50,8 +105,25 @@ def prepare(case: Case, dataset: data.DataSet) -> Run:
     )
     run.step = functools.partial(take_step, run)
     if where.type == "cuda":
-        run.step = graphed_step(run)
+        reason = why_no_graph(run)
+        if reason is None:
+            optimizers.use_device_rates(run.optimizer, where)
+            run.step = graphed_step(run)
+        else:
+            _warn_of_single_steps(reason)
     return run
+
+
+def why_no_graph(run: Run) -> str | None:
+    """Return in one line why a run's steps are not captured in a CUDA graph, or None."""
+    if run.stepping != "plain" and not isinstance(run.optimizer, SAM):
+        return f"{run.case.row.optimizer} evaluates gradients by a closure of its own"
+    return optimizers.why_no_graph(run.optimizer)
+
+
+@functools.cache  # once a process and reason
+def _warn_of_single_steps(reason: str) -> None:
+    warnings.warn(f"no CUDA graph, the steps run one by one: {reason}", RuntimeWarning, 2)
 
 
 def graphed_step(run: Run, capture: graph.Capture = graph.capture_cuda_graph) -> graph.Step:
@@ -181,25 +253,3 @@ def stream(seed: int, purpose: str, where: torch.device | str = "cpu") -> torch.
     """
     digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
     return torch.Generator(where).manual_seed(int.from_bytes(digest[:7], "big"))
-
-
-def build_optimizer(row: Row, model: nn.Module) -> torch.optim.Optimizer:
-    """Return the base optimizer of a row, or SAM over it, on a model's parameters.
-
-    On CUDA the learning rate is a tensor there, so that a captured step reads what it is now.
-    """
-    where = next(model.parameters()).device
-    on_cuda = where.type == "cuda"
-    options: dict[str, Any] = {
-        "lr": torch.tensor(row.lr, device=where) if on_cuda else row.lr,
-        "weight_decay": row.weight_decay,
-    }
-    if row.optimizer == "sgd":
-        options |= {"momentum": row.momentum, "nesterov": row.nesterov}
-    else:
-        options |= {"betas": row.betas, "capturable": on_cuda}
-    base = BASES[row.optimizer]
-    if row.rho is None:
-        plain: torch.optim.Optimizer = base(model.parameters(), fused=True, **options)
-        return plain
-    return SAM(model.parameters(), base, rho=row.rho, adaptive=row.adaptive, eta=row.eta, **options)

@@ -9,66 +9,89 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flatbench import data
-from flatbench.optim import SAM, frozen_batchnorm
+from flatbench.optim import SAM
 from flatbench.protocols.cases import Case
 from flatbench.protocols.protocol import Sharpness
 from flatbench.training.run import Run
+from flatbench.training.stepping import Passes, take
 
+SUMS = 5  # numbers that a step gives
 EVALUATION_BATCH = 1024
 
 
-def learning_rate(case: Case, progress: float) -> float:
-    """Return the learning rate after ``progress`` epochs (fractions of one included).
+def rate_factor(case: Case, progress: float) -> float:
+    """Return what multiplies the learning rates after ``progress`` epochs (fractions included).
 
     Cosine (Loshchilov and Hutter 2017, arXiv:1608.03983, without restarts) falls to 0 at the end;
     "step" multiplies by ``decay`` at each milestone. A warm-up rises linearly to the schedule's
     own value.
     """
     training, row = case.protocol.training, case.row
+    schedule = row.schedule or training.schedule
     done = progress / case.epochs
     factor = 1.0
-    if training.schedule == "cosine":
+    if schedule == "cosine":
         factor = 0.5 * (1 + math.cos(math.pi * done))
-    elif training.schedule == "step":
+    elif schedule == "step":
         factor = training.decay ** sum(done >= milestone for milestone in training.milestones)
     warmup = training.warmup_epochs if row.warmup_epochs is None else row.warmup_epochs
     if progress < warmup:
         factor *= progress / warmup
-    return (row.lr or 0.0) * factor
+    return factor
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
-    """Set every group's learning rate, where a captured step reads it."""
-    for group in optimizer.param_groups:
+def set_learning_rates(run: Run, factor: float) -> None:
+    """Set each group's learning rate to its first one times a factor.
+
+    Groups with rates of their own so keep their ratio.
+    """
+    for group, rate in zip(run.optimizer.param_groups, run.rates, strict=True):
+        if rate is None:
+            continue
         if isinstance(group["lr"], Tensor):  # a captured step reads it where it is
-            group["lr"].fill_(value)
+            group["lr"].fill_(rate * factor)
         else:
-            group["lr"] = value
+            group["lr"] = rate * factor
 
 
 def take_step(run: Run, batch: Tensor) -> Tensor:
-    """Take one step; return [batch loss × batch size, hits, gradient norm] of the first pass."""
+    """Take one step and return `SUMS` numbers, float64.
+
+    They are the batch's loss × its size, hits and gradient norm, all of the first pass; how many
+    gradients were evaluated; and the sum of the later passes' losses, which is there to be finite.
+    """
     row, rule = run.case.row, run.case.protocol.sharpness
     size = run.dataset.train.images.shape[1]
     kind = run.case.protocol.data.augmentation
     images = run.dataset.normalise(data.augment(run.images, batch, kind, size, run.crops))
     labels = run.labels[batch]
-    loss, logits = batch_loss(run, images, labels)
-    loss.backward()  # type: ignore[no-untyped-call]
-    if isinstance(run.optimizer, SAM):
-        measured = (row.adaptive, row.eta) == (rule.adaptive, rule.eta)
-        norm = None if measured else gradient_norm(run.model, rule)
-        run.optimizer.first_step(zero_grad=True)
-        norm = run.optimizer.gradient_norm.clone() if norm is None else norm
-        with frozen_batchnorm(run.model):
-            batch_loss(run, images, labels)[0].backward()  # type: ignore[no-untyped-call]
-        run.optimizer.second_step(zero_grad=True)
-    else:
-        norm = gradient_norm(run.model, rule)
-        run.optimizer.step()
-        run.optimizer.zero_grad()
-    hits = (logits.argmax(1) == labels).sum()
-    return torch.stack([loss.detach().double() * len(labels), hits.double(), norm.double()])
+    optimizer = run.optimizer
+    # our SAM takes the norm itself, and where it is the one to record there is no need of another
+    measured = isinstance(optimizer, SAM) and (row.adaptive, row.eta) == (rule.adaptive, rule.eta)
+    norms: list[Tensor] = []
+
+    def after_first() -> None:
+        if not measured:
+            norms.append(gradient_norm(run.model, rule))
+
+    passes = Passes(run.model, lambda: batch_loss(run, images, labels), after_first)
+    take(optimizer, run.stepping, passes)
+    if passes.count == 0:
+        raise RuntimeError("the optimizer took a step without a gradient: it called no closure")
+    if measured:
+        assert isinstance(optimizer, SAM)
+        norms.append(optimizer.gradient_norm)
+    run.model.zero_grad()
+    loss = passes.loss.double()
+    return torch.stack(
+        [
+            loss * len(labels),
+            (passes.outputs.argmax(1) == labels).sum().double(),
+            norms[0].double(),
+            torch.full_like(loss, passes.count),
+            torch.stack([torch.zeros_like(loss), *passes.later]).sum(),
+        ]
+    )
 
 
 def batch_loss(run: Run, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,9 +6,11 @@ The host reads the device once an epoch: losses, hits and gradient norms accumul
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,8 @@ from flatbench.records.record import Epoch, Record, of_case
 from flatbench.training import checkpoint, devices, identity, measuring, meter
 from flatbench.training.run import Run, close, load_optimizer
 from flatbench.training.setup import prepare
-from flatbench.training.step import evaluate, learning_rate, set_learning_rate
+from flatbench.training.step import SUMS, evaluate, rate_factor, set_learning_rates
+from flatbench.training.stepping import enter_training, leave_training
 
 CHECKPOINT_SHARE = 0.02  # of the time, at most, goes into writing checkpoints
 
@@ -88,6 +91,9 @@ def _train(
     case, where = run.case, run.where
     # Before and after the training, so that a machine that slows down meanwhile shows in the mean.
     calibration = [meter.calibration_seconds(where)]
+    if checkpoints is not None and run.why_not_resumable is not None:
+        _warn_of_no_checkpoints(case.row.optimizer, run.why_not_resumable)
+        checkpoints = None
     if resume and checkpoints is not None:
         _resume(run, checkpoints)
     reason = None
@@ -118,6 +124,15 @@ def _train(
     return _record(run, reason, statistics.mean(calibration))
 
 
+@functools.cache  # once a process and reason
+def _warn_of_no_checkpoints(optimizer: str, reason: str) -> None:
+    warnings.warn(
+        f"no checkpoints of {optimizer}, an interrupted run starts anew: {reason}",
+        RuntimeWarning,
+        2,
+    )
+
+
 def _builds_kernels(where: torch.device) -> bool:
     return where.type == "cuda"
 
@@ -132,6 +147,7 @@ def _warm_up(case: Case, dataset: data.DataSet) -> float:
     twin = prepare(case, dataset)
     try:
         twin.model.train()
+        enter_training(twin.optimizer)
         whole = case.protocol.training.batch_size
         order = torch.arange(len(twin.labels), device=twin.where)
         sizes = {len(batch) for batch in torch.split(order, whole) if len(batch) > 1}
@@ -153,11 +169,18 @@ def _state(run: Run) -> dict[str, Any]:
         "optimizer": run.optimizer.state_dict(),
         "shuffle": run.shuffle.get_state(),
         "crops": run.crops.get_state(),
+        # torch's own generators, from which a network's dropout and an optimizer's noise draw
+        "chance": _chance(run.where),
         "history": [dataclasses.asdict(epoch) for epoch in run.history],
         "sharpness_history": run.sharpness_history,
         "measure_failures": run.measure_failures,
         "resumed_after": run.resumed_after,
     }
+
+
+def _chance(where: torch.device) -> list[Tensor]:
+    states = [torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state(where)] if where.type == "cuda" else states
 
 
 def _resume(run: Run, path: Path) -> None:
@@ -168,6 +191,9 @@ def _resume(run: Run, path: Path) -> None:
     load_optimizer(run, state["optimizer"])
     run.shuffle.set_state(state["shuffle"])
     run.crops.set_state(state["crops"])
+    torch.set_rng_state(state["chance"][0])
+    if run.where.type == "cuda":
+        torch.cuda.set_rng_state(state["chance"][1], run.where)
     run.history = [Epoch(**epoch) for epoch in state["history"]]
     run.sharpness_history = state["sharpness_history"]
     run.measure_failures = state["measure_failures"]
@@ -186,17 +212,19 @@ def _epoch(run: Run, number: int) -> Epoch:
         data.batches(len(run.labels), settings.training.batch_size, run.shuffle, run.where)
     )
     run.model.train()
-    # mean loss times batch, hits, and gradient norms: on the device, read once below
-    sums = torch.zeros(3, dtype=torch.float64, device=run.where)
+    enter_training(run.optimizer)
+    # of what `take_step` returns: on the device, read once below
+    sums = torch.zeros(SUMS, dtype=torch.float64, device=run.where)
     skipped = _skipped_steps(run).clone()
     devices.synchronise(run.where)
     captured, start = run.capture_seconds, time.perf_counter()
     for i, batch in enumerate(batches):
-        set_learning_rate(run.optimizer, learning_rate(case, number - 1 + i / len(batches)))
+        set_learning_rates(run, rate_factor(case, number - 1 + i / len(batches)))
         sums += run.step(batch)
     skipped = _skipped_steps(run) - skipped
     # The epoch's one wait for the device. What follows reads Python's floats.
-    loss, hits, norms, skips = torch.cat([sums, skipped.double().reshape(1)]).tolist()
+    read = torch.cat([sums, skipped.double().reshape(1)]).tolist()
+    loss, hits, norms, evaluations, later, skips = read
     seconds = time.perf_counter() - start - (run.capture_seconds - captured)
     if not math.isfinite(loss):
         raise Diverged("the training loss is not finite")
@@ -204,6 +232,9 @@ def _epoch(run: Run, number: int) -> Epoch:
         raise Diverged("the gradient norm is not finite")
     if skips:  # SAM has seen more gradients than the norm's: those of the second passes
         raise Diverged("a gradient is not finite")
+    if not math.isfinite(later):
+        raise Diverged("the loss of a later pass of a step is not finite")
+    leave_training(run.optimizer)
     test_loss, test_accuracy = evaluate(run.model, run.dataset, run.evaluated)
     if not math.isfinite(test_loss):
         raise Diverged("the test loss is not finite")
@@ -214,9 +245,10 @@ def _epoch(run: Run, number: int) -> Epoch:
         test_loss=test_loss,
         test_accuracy=test_accuracy,
         sam_sharpness=settings.sharpness.rho * norms / len(batches),
-        learning_rate=learning_rate(case, number - 1),
+        # of the first group; 0 where an optimizer has no learning rate
+        learning_rate=(run.rates[0] or 0.0) * rate_factor(case, number - 1),
         seconds=seconds,
-        gradient_evaluations=len(batches) * case.row.gradients_per_step,
+        gradient_evaluations=round(evaluations),
     )
 
 
