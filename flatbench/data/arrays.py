@@ -111,8 +111,6 @@ def _targets(value: object, name: str, class_labels: bool) -> NDArray[Any]:
         raise UsageError(f"{name}: must have a shape [N] or [N, ...], got {_shape(array)}")
     if len(array) == 0:
         raise UsageError(f"{name}: holds nothing: its shape is {_shape(array)}")
-    if class_labels and array.shape[1:] == (1,):  # as Keras keeps CIFAR's
-        array = array[:, 0]
     is_float = np.issubdtype(array.dtype, np.floating)
     if class_labels and (is_float or array.ndim != 1):
         raise UsageError(

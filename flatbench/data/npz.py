@@ -35,11 +35,17 @@ def read(path: Path) -> tuple[Examples, Examples]:
         raise UsageError(f"{path}: is not an .npz file, or a truncated one")
     arrays = _arrays(path)
     parts = [
-        Given(arrays[inputs], arrays[targets], f"{path}: {inputs}", f"{path}: {targets}")
+        Given(arrays[inputs], _flat(arrays[targets]), f"{path}: {inputs}", f"{path}: {targets}")
         for inputs, targets in zip(list(arrays)[::2], list(arrays)[1::2], strict=True)
     ]
     test = parts[1] if len(parts) > 1 else None
-    return examples(parts[0], test, str(path), class_labels=True)
+    return examples(parts[0], test, str(path), class_labels=False)
+
+
+def _flat(targets: NDArray[Any]) -> NDArray[Any]:
+    """Return class labels [N, 1] as [N]: Keras keeps CIFAR's so."""
+    is_column = targets.ndim == 2 and targets.shape[1] == 1
+    return targets[:, 0] if is_column and np.issubdtype(targets.dtype, np.integer) else targets
 
 
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:

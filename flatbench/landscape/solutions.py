@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch.nn import functional as F
 
 from flatbench import components, data
 from flatbench.errors import UsageError
@@ -18,7 +17,7 @@ from flatbench.records.reading import read_one
 from flatbench.records.record import Record
 from flatbench.records.store import Store
 from flatbench.sharpness import LossSurface, loss_surface
-from flatbench.training import identity, measuring, setup
+from flatbench.training import identity, measuring, setup, task
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def solution(case: Case, store: Store, where: torch.device, data_dir: Path | Non
     picked = measuring.examples(dataset, case.protocol.sharpness)
     images = dataset.normalise(dataset.train.images[picked])
     labels = setup.training_labels(case, dataset)[picked]
-    return Solution(case, loss_surface(model.eval(), F.cross_entropy, images, labels))
+    return Solution(case, loss_surface(model.eval(), task.of(case).loss, images, labels))
 
 
 def _check_code(case: Case, record: Record, path: Path) -> None:

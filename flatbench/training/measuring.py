@@ -28,6 +28,7 @@ from flatbench.sharpness import (
     hessian_trace,
     loss_surface,
 )
+from flatbench.training.task import Function
 
 ASCENT_STEPS = 10  # of the "_10_steps" measures
 NOISE_PAIRS = 5  # of average_sharpness
@@ -84,14 +85,16 @@ def measure(
     labels: Tensor,
     rule: Sharpness,
     *,
+    loss: Function = F.cross_entropy,
     standard_errors: bool = False,
 ) -> Measured:
     """Return each measure on the protocol's fixed part of the training images, unaugmented.
 
-    The loss is the plain cross-entropy, whatever a row trains with. ``labels`` [N] are the labels
-    that the run trains on. Where they differ from the true ones, each measure is taken with the
-    true ones too, under its name and `CLEAN`. With ``standard_errors``, a measure that has one
-    gives it under its name and `STANDARD_ERROR`. A value that is not finite becomes None.
+    The loss is the plain one, without label smoothing, whatever a row trains with. ``labels`` [N]
+    are the labels that the run trains on. Where they differ from the true ones, each measure is
+    taken with the true ones too, under its name and `CLEAN`. With ``standard_errors``, a measure
+    that has one gives it under its name and `STANDARD_ERROR`. A value that is not finite becomes
+    None.
 
     A measure that raises an error loses neither the others nor the run: the second derivative of a
     user's network may not exist, or not fit into the memory.
@@ -104,7 +107,7 @@ def measure(
 
     @functools.cache
     def surface(side: str) -> LossSurface:
-        return loss_surface(model, F.cross_entropy, images, sides[side], batchnorm=rule.batchnorm)
+        return loss_surface(model, loss, images, sides[side], batchnorm=rule.batchnorm)
 
     values: dict[str, float | None] = {}
     failures: dict[str, str] = {}

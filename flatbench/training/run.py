@@ -13,6 +13,7 @@ from flatbench import data
 from flatbench.optim import SAM
 from flatbench.protocols.cases import Case
 from flatbench.records.record import Epoch
+from flatbench.training.task import Task
 
 Stepping = Literal["plain", "evaluates", "re-evaluates"]  # see `flatbench.training.stepping`
 
@@ -33,6 +34,7 @@ class Run:
     rates: list[float | None]  # each parameter group's learning rate, which the schedule multiplies
     why_not_resumable: str | None  # why there are no checkpoints of it, or None
     precision: str
+    task: Task
     shuffle: torch.Generator
     crops: torch.Generator
     key: str

@@ -7,6 +7,7 @@ import hashlib
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from flatbench.errors import UsageError
 from flatbench.optim import SAM
 from flatbench.protocols.cases import Case
 from flatbench.protocols.protocol import LOSS
-from flatbench.training import devices, graph, identity, optimizers, stepping
+from flatbench.training import devices, graph, identity, optimizers, stepping, task
 from flatbench.training.run import Run, Stepping, snapshot
 from flatbench.training.step import take_step
 
@@ -99,6 +100,7 @@ def prepare(case: Case, dataset: data.DataSet) -> Run:
         rates=built.rates,
         why_not_resumable=built.why_not_resumable,
         precision=precision,
+        task=task.of(case),
         shuffle=stream(case.seed, "batches"),
         crops=stream(case.seed, "augmentation", where),
         key=identity.key(case, dataset, where),
@@ -191,9 +193,8 @@ def check_model(case: Case, dataset: data.DataSet) -> None:
     It takes a network of its own, and puts torch's random state back.
 
     Raises:
-        UsageError: the network cannot be built, raises an error, gives outputs that are not float
-            [2, classes], or gives no parameter a gradient. Another loss than the cross-entropy may
-            take outputs of any shape.
+        UsageError: the network cannot be built, raises an error, gives outputs that the loss or
+            the metric cannot take, or gives no parameter a gradient.
     """
     device = dataset.train.labels.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
@@ -207,26 +208,39 @@ def check_model(case: Case, dataset: data.DataSet) -> None:
             outputs = model(images)
         except Exception as error:
             raise UsageError(f"{where}: the network raised {in_one_line(error)}") from error
-        if case.protocol.training.loss == LOSS:
-            _check_outputs(outputs, dataset.classes, where)
-        elif not isinstance(outputs, Tensor):
-            return  # only its loss knows what to do with it
+        outputs = _checked(outputs, case, dataset, where)
+        targets, judged = dataset.train.labels[:2], task.of(case)
         try:
-            if outputs.requires_grad:
-                outputs.float().square().sum().backward()
+            loss = judged.training_loss(outputs, targets)
+            judged.metric_sum(outputs, targets)
+        except UsageError:
+            raise
+        except Exception as error:
+            shapes = f"outputs {list(outputs.shape)} and targets {list(targets.shape)}"
+            raise UsageError(
+                f"{where}: of {shapes} the loss or the metric raised {in_one_line(error)}"
+            ) from error
+        try:
+            if loss.requires_grad:
+                loss.backward()  # type: ignore[no-untyped-call]
         except Exception as error:
             raise UsageError(f"{where}: the backward pass raised {in_one_line(error)}") from error
         if all(p.grad is None for p in model.parameters()):
             raise UsageError(f"{where}: at least one parameter must get a gradient, none does")
 
 
-def _check_outputs(outputs: object, classes: int | None, where: str) -> None:
-    must_be = f"{where}: the outputs must be floats of shape {[2, classes]}, got"
+def _checked(outputs: object, case: Case, dataset: data.DataSet, where: str) -> Tensor:
+    """Return outputs as the loss gets them; of cross-entropy they must be logits [2, classes]."""
+    is_usual = case.protocol.training.loss == LOSS
+    shape = f" of shape {[2, dataset.classes]}" if is_usual else ""
+    must_be = f"{where}: the outputs must be floats{shape}, got"
     if not isinstance(outputs, Tensor):
         raise UsageError(f"{must_be} {type(outputs).__name__}")
-    if list(outputs.shape) != [2, classes] or not outputs.is_floating_point():
+    fits = not is_usual or list(outputs.shape) == [2, dataset.classes]
+    if not fits or not outputs.is_floating_point():
         dtype = str(outputs.dtype).removeprefix("torch.")
         raise UsageError(f"{must_be} {dtype} of shape {list(outputs.shape)}")
+    return outputs.float()
 
 
 def training_labels(case: Case, dataset: data.DataSet) -> Tensor:

@@ -6,7 +6,6 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from flatbench import data
 from flatbench.optim import SAM
@@ -14,6 +13,7 @@ from flatbench.protocols.cases import Case
 from flatbench.protocols.protocol import Sharpness
 from flatbench.training.run import Run
 from flatbench.training.stepping import Passes, take
+from flatbench.training.task import CLASSIFICATION, Task
 
 SUMS = 5  # numbers that a step gives
 EVALUATION_BATCH = 1024
@@ -57,8 +57,9 @@ def set_learning_rates(run: Run, factor: float) -> None:
 def take_step(run: Run, batch: Tensor) -> Tensor:
     """Take one step and return `SUMS` numbers, float64.
 
-    They are the batch's loss × its size, hits and gradient norm, all of the first pass; how many
-    gradients were evaluated; and the sum of the later passes' losses, which is there to be finite.
+    They are the batch's loss × its size, its metric's sum and gradient norm, all of the first pass;
+    how many gradients were evaluated; and the sum of the later passes' losses, which is there to be
+    finite.
     """
     row, rule = run.case.row, run.case.protocol.sharpness
     size = run.dataset.train.images.shape[1]
@@ -86,7 +87,7 @@ def take_step(run: Run, batch: Tensor) -> Tensor:
     return torch.stack(
         [
             loss * len(labels),
-            (passes.outputs.argmax(1) == labels).sum().double(),
+            run.task.metric_sum(passes.outputs, labels).double(),
             norms[0].double(),
             torch.full_like(loss, passes.count),
             torch.stack([torch.zeros_like(loss), *passes.later]).sum(),
@@ -96,13 +97,10 @@ def take_step(run: Run, batch: Tensor) -> Tensor:
 
 def batch_loss(run: Run, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean loss of a batch, with its gradient, and the logits [B, classes] without."""
-    smoothing = run.case.row.label_smoothing
-    if smoothing is None:
-        smoothing = run.case.protocol.training.label_smoothing
     with torch.autocast(run.where.type, torch.bfloat16, enabled=run.precision == "bf16"):
         logits = run.model(images)
     logits = logits.float()
-    return F.cross_entropy(logits, labels, label_smoothing=smoothing), logits.detach()
+    return run.task.training_loss(logits, labels), logits.detach()
 
 
 def gradient_norm(model: nn.Module, rule: Sharpness) -> Tensor:
@@ -117,14 +115,16 @@ def gradient_norm(model: nn.Module, rule: Sharpness) -> Tensor:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, dataset: data.DataSet, part: data.Part) -> tuple[float, float]:
-    """Return the mean cross-entropy (without smoothing) and the top-1 accuracy in percent."""
+def evaluate(
+    model: nn.Module, dataset: data.DataSet, part: data.Part, task: Task = CLASSIFICATION
+) -> tuple[float, float]:
+    """Return the mean loss (without smoothing) and the mean of what a task is judged by."""
     model.eval()
     sums = torch.zeros(2, dtype=torch.float64, device=part.labels.device)
     images = torch.split(part.images, EVALUATION_BATCH)
     for batch, labels in zip(images, torch.split(part.labels, EVALUATION_BATCH), strict=True):
         logits = model(dataset.normalise(batch))
-        loss = F.cross_entropy(logits, labels, reduction="sum")
-        sums += torch.stack([loss.double(), (logits.argmax(1) == labels).sum().double()])
-    loss_sum, hits = sums.tolist()
-    return loss_sum / len(part), 100 * hits / len(part)
+        loss, metric = task.loss_sum(logits, labels), task.metric_sum(logits, labels)
+        sums += torch.stack([loss.double(), metric.double()])
+    loss_sum, metric_sum = sums.tolist()
+    return loss_sum / len(part), metric_sum / len(part)

@@ -83,6 +83,16 @@ def _summed(mean: Function) -> Function:
     return lambda outputs, targets: mean(outputs, targets).double() * len(targets)
 
 
+CLASSIFICATION = Task(
+    F.cross_entropy,
+    F.cross_entropy,
+    functools.partial(F.cross_entropy, reduction="sum"),
+    percent_right,
+    "accuracy",
+    None,
+)
+
+
 def _found(reference: str, case: Case, where: str) -> Function:
     """Return a user's function, whose mistakes are told in one line and whose result is checked."""
     component = components.find(reference, case.protocol.folder, {}, where)

@@ -118,7 +118,10 @@ def _train(
             cost = written - now
     # Before the record: whoever finds a record of --keep-weights finds its weights, too.
     if weights is not None and reason is None:
-        tensors = {name: t.contiguous() for name, t in run.model.state_dict().items()}
+        tensors = {
+            name: t.clone(memory_format=torch.contiguous_format)
+            for name, t in run.model.state_dict().items()
+        }
         write_atomically(weights, safetensors.torch.save(tensors))
     calibration.append(meter.calibration_seconds(where))
     return _record(run, reason, statistics.mean(calibration))
@@ -224,7 +227,7 @@ def _epoch(run: Run, number: int) -> Epoch:
     skipped = _skipped_steps(run) - skipped
     # The epoch's one wait for the device. What follows reads Python's floats.
     read = torch.cat([sums, skipped.double().reshape(1)]).tolist()
-    loss, hits, norms, evaluations, later, skips = read
+    loss, metric, norms, evaluations, later, skips = read
     seconds = time.perf_counter() - start - (run.capture_seconds - captured)
     if not math.isfinite(loss):
         raise Diverged("the training loss is not finite")
@@ -235,15 +238,17 @@ def _epoch(run: Run, number: int) -> Epoch:
     if not math.isfinite(later):
         raise Diverged("the loss of a later pass of a step is not finite")
     leave_training(run.optimizer)
-    test_loss, test_accuracy = evaluate(run.model, run.dataset, run.evaluated)
+    test_loss, test_metric = evaluate(run.model, run.dataset, run.evaluated, run.task)
     if not math.isfinite(test_loss):
         raise Diverged("the test loss is not finite")
+    if not math.isfinite(metric + test_metric):
+        raise Diverged(f"the {run.task.name or run.task.kind} is not finite")
     seen = sum(map(len, batches))
     return Epoch(
         train_loss=loss / seen,
-        train_accuracy=100 * hits / seen,
         test_loss=test_loss,
-        test_accuracy=test_accuracy,
+        **{"train_accuracy": None, "test_accuracy": None}
+        | run.task.outcomes(train=metric / seen, test=test_metric),
         sam_sharpness=settings.sharpness.rho * norms / len(batches),
         # of the first group; 0 where an optimizer has no learning rate
         learning_rate=(run.rates[0] or 0.0) * rate_factor(case, number - 1),
@@ -266,12 +271,25 @@ def _measure(run: Run, names: tuple[str, ...], epoch: int | None) -> dict[str, f
     rule = run.case.protocol.sharpness
     at_end = epoch is None
     found = measuring.measure(
-        names, run.model, run.dataset, run.labels, rule, standard_errors=at_end
+        *(names, run.model, run.dataset, run.labels, rule),
+        loss=run.task.loss,
+        standard_errors=at_end,
     )
     when = "at the end" if at_end else f"after epoch {epoch}"
     for name, reason in found.failures.items():
         run.measure_failures.setdefault(name, f"{when}: {reason}")
     return found.values
+
+
+def _outcomes(run: Run) -> dict[str, float]:
+    """Return the metric of the last epoch, and the best one, which is selected on the test set."""
+    train, test = f"train_{run.task.kind}", f"test_{run.task.kind}"
+    best = min if run.task.kind == "error" else max
+    return {
+        train: getattr(run.history[-1], train),
+        test: getattr(run.history[-1], test),
+        f"best_{test}": best(getattr(epoch, test) for epoch in run.history),
+    }
 
 
 def _record(run: Run, reason: str | None, calibration: float) -> Record:
@@ -280,11 +298,9 @@ def _record(run: Run, reason: str | None, calibration: float) -> Record:
     if reason is None:
         last = history[-1]
         final = {
-            "test_accuracy": last.test_accuracy,
-            "best_test_accuracy": max(epoch.test_accuracy or 0.0 for epoch in history),
             "test_loss": last.test_loss,
-            "train_accuracy": last.train_accuracy,
             "train_loss": last.train_loss,
+            **_outcomes(run),
             "sam_sharpness": last.sam_sharpness,
             "sharpness": _measure(run, case.protocol.sharpness.at_end, None),
         }
@@ -301,6 +317,7 @@ def _record(run: Run, reason: str | None, calibration: float) -> Record:
         came_from,
         status="completed" if reason is None else "diverged",
         reason=reason,
+        metric=run.task.name,
         gradient_evaluations=sum(epoch.gradient_evaluations for epoch in history),
         seconds=sum(epoch.seconds for epoch in history),
         calibration_seconds=calibration,
