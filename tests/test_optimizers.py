@@ -349,7 +349,10 @@ REFUSED = {
         r"row\.options: \./lion\.py:Greedy: TypeError: size is not mine",
     ),
     "no such file": ({"optimizer": "./loin.py:Lion"}, r"row\.optimizer: .*: there is no file"),
-    "no such class": ({"optimizer": "./lion.py:Loin"}, r"no 'Loin' in it; did you mean 'Lion'\?"),
+    "no such class": (
+        {"optimizer": "./lion.py:Loin"},
+        r"no 'Loin' in it \(did you mean 'Lion'\?\)",
+    ),
     "no such class in options": (
         {"optimizer": "./sam.py:SAM", "options": {"base_optimizer": {"ref": "torch.optim:SDG"}}},
         r"row\.options\.base_optimizer: 'torch\.optim:SDG': there is no 'SDG'",

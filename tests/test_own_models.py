@@ -73,6 +73,10 @@ class Broken(nn.Module):
         raise ArithmeticError("no way back")
 
 
+def size(outputs, targets):
+    return outputs.square().mean()
+
+
 def seven():
     return 7
 
@@ -255,15 +259,20 @@ def test_what_does_not_fit_the_images_is_one_line(tmp_path, digits, architecture
 
 
 def test_another_loss_may_take_outputs_of_any_shape(tmp_path, digits):
-    training = {"epochs": 1, "batch_size": 64, "loss": "./nets.py:seven"}
-    for how in ("pair", "wide"):
-        setup.check_model(
-            case_of(tmp_path, own("./nets.py:Broken", how=how), training=training), digits
-        )
-    with pytest.raises(UsageError, match="at least one parameter must get a gradient"):
-        setup.check_model(
-            case_of(tmp_path, own("./nets.py:Broken", how="detached"), training=training), digits
-        )
+    """But they are one tensor of floats, and the loss takes them."""
+    training = {"epochs": 1, "batch_size": 64, "loss": "./nets.py:size"}
+    refused = {
+        "pair": "the outputs must be floats, got tuple",
+        "whole": r"the outputs must be floats, got int64 of shape \[2, 10\]",
+        "detached": "at least one parameter must get a gradient",
+    }
+    for how in ("wide", *refused):
+        case = case_of(tmp_path, own("./nets.py:Broken", how=how), training=training)
+        if how in refused:
+            with pytest.raises(UsageError, match=refused[how]):
+                setup.check_model(case, digits)
+        else:
+            setup.check_model(case, digits)
 
 
 def test_the_check_leaves_chance_as_it_was(tmp_path, digits):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -134,7 +135,7 @@ def _selected(
 
 
 def _distinct(option: str, values: Sequence[_T]) -> Sequence[_T]:
-    for value in values:
-        if values.count(value) > 1:
+    for value, count in Counter(values).items():
+        if count > 1:
             raise UsageError(f"{option}: {value} is given more than once")
     return values

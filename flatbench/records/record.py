@@ -120,6 +120,9 @@ class Record:
         for name in _OF_OWN_TASKS:
             if table[name] is None:
                 del table[name]
+        table["place"] = list(self.place)
+        history = self.sharpness_history.items()
+        table["sharpness_history"] = {name: list(column) for name, column in history}
         table["history"] = {
             f.name: [getattr(epoch, f.name) for epoch in self.history]
             for f in dataclasses.fields(Epoch)
