@@ -194,9 +194,10 @@ def test_a_group_with_an_optimizer_of_its_own_has_none_of_the_rows_options(tmp_p
     assert (rest["lr"], rest["momentum"], rest["weight_decay"]) == (0.05, 0.9, 5e-4)
 
 
+@pytest.mark.parametrize("function", ["matrices", "adagrad_for_matrices"])
 @pytest.mark.parametrize("rho", [{}, {"rho": 0.05}])
-def test_the_state_of_groups_comes_back(tmp_path, rho):
-    run = case(tmp_path, {**ADAMW, "groups": "./groups.py:matrices", **rho})
+def test_the_state_of_groups_comes_back(tmp_path, rho, function):
+    run = case(tmp_path, {**ADAMW, "groups": f"./groups.py:{function}", **rho})
     models, made = [Network(), Network()], []
     for model in models:
         made.append(setup.build_optimizer(run, model).optimizer)

@@ -729,6 +729,50 @@ def test_base_optimizer_must_be_a_class():
         SAM([w], torch.optim.SGD([w]))
 
 
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        (torch.optim.LBFGS, "LBFGS cannot be the base of SAM: its step needs a closure"),
+        (torch.optim.Adadelta, "Adadelta cannot be the base of SAM: it has an option 'rho'"),
+        (SAM, "SAM cannot be the base of SAM: it has an option 'rho'"),
+    ],
+)
+def test_bases_that_are_not_allowed(base, message):
+    with pytest.raises(ValueError, match=message):
+        SAM([nn.Parameter(torch.ones(1))], base)
+
+
+def test_train_and_eval_are_the_bases():
+    class Base(torch.optim.SGD):
+        def train(self):
+            told.append("train")
+
+        def eval(self):
+            told.append("eval")
+
+    told = []
+    w = nn.Parameter(torch.ones(1))
+    optimizer = SAM([w], Base, lr=0.1)
+    optimizer.train()
+    optimizer.eval()
+    assert told == ["train", "eval"]
+    SAM([w], torch.optim.SGD, lr=0.1).eval()  # nothing to tell
+    w.grad = torch.ones(1)
+    optimizer.first_step()
+    for change in (optimizer.train, optimizer.eval):
+        with pytest.raises(RuntimeError, match="between first_step and second_step"):
+            change()
+
+
+def test_the_fused_option_of_a_class_that_is_not_torchs_is_its_own():
+    class Base(torch.optim.SGD):
+        def __init__(self, params, lr=0.1, fused=False):
+            assert not fused
+            super().__init__(params, lr)
+
+    SAM([nn.Parameter(torch.ones(1))], Base)
+
+
 def test_parameters_that_are_not_allowed():
     w = nn.Parameter(torch.ones(1))
     for params, message in [

@@ -14,6 +14,7 @@ THEIRS = {"base_optimizer": {"ref": "torch.optim:SGD"}, "lr": 0.05, "momentum": 
 SAMS = {
     "pytorch_optimizer": {"optimizer": "pytorch_optimizer:SAM", "options": THEIRS},
     "half-steps": {"optimizer": "./sam.py:SAM", "options": THEIRS},
+    "without gradients turned on": {"optimizer": "./sam.py:Careless", "options": THEIRS},
 }
 LBFGS = {"optimizer": "torch.optim:LBFGS", "lr": 0.1, "options": {"max_iter": 4}}
 SCHEDULE_FREE = {

@@ -43,6 +43,12 @@ def two_of_sgd(model):
     ]
 
 
+def adagrad_for_matrices(model):
+    """Its state is there before the first step."""
+    first, rest = matrices(model)
+    return [{**first, "optimizer": "torch.optim:Adagrad"}, rest]
+
+
 def without_biases(model):
     return [{"params": [p for name, p in model.named_parameters() if not name.endswith("bias")]}]
 

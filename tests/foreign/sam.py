@@ -56,6 +56,17 @@ class Evaluating(SAM):
         self.second_step()
 
 
+class Careless(SAM):
+    """Leaves it to the closure to turn gradients on."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        assert closure is not None
+        self.first_step(zero_grad=True)
+        closure()
+        self.second_step()
+
+
 class Strange(SAM):
     """Needs to be told its closure in a way of its own."""
 
