@@ -302,17 +302,20 @@ def test_the_check_comes_before_anything_trains_once_an_architecture(tmp_path, m
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """The results of a protocol file with two networks of its own and one of ours with options."""
+    """The results of a protocol file with two networks of its own, one of ours, and an .npz."""
     folder = tmp_path_factory.mktemp("own")
     listed = (
         own("./myvit.py:build", "mine", depth=1),
         own("./nets.py:Net", "viewing", hidden=2),
         own("vit", "small", dim=6, depth=1),
     )
+    digits = load_digits()
+    images = digits.images.astype(np.uint8)
+    np.savez(folder / "mine.npz", images=images, labels=digits.target)
     case = case_of(
         folder,
         *listed,
-        data={"name": "digits", "train_examples": 100},
+        data={"name": "mine", "source": {"npz": "mine.npz"}, "train_examples": 100},
         training={"epochs": 1, "batch_size": 64},
         optimizers={"sgd+sam": {**tiny.SGD, "rho": 0.05}, "sgd": tiny.SGD},
         sharpness={"at_end": ["hessian_max_eigenvalue"], "examples": 16},

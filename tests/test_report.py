@@ -421,3 +421,17 @@ def test_a_task_of_ones_own_is_reported_by_its_metric():
     assert re.search(r"\| sgd\+sam − sgd +\| +\+?0\.25", text)
     assert "accuracy" not in text.replace("more accurate", "").replace("less accurate", "")
     assert "%)" not in text.partition("### Gain")[0].replace("95 %)", "")
+
+
+def test_the_code_behind_each_reference_is_named_and_so_is_a_change_of_it():
+    lion = "./lion.py:Lion"
+    records = [
+        own("lion", None, lion, seed, provenance={"components": {lion: f"./lion.py {code}"}})
+        for seed, code in enumerate(("0123", "0123", "4567"))
+    ]
+    said = render(records)
+    assert "./lion.py:Lion: ./lion.py 0123, ./lion.py 4567; these differ" in said
+    assert "differ" not in render(records[:2])
+    assert "./lion.py:Lion: ./lion.py 0123" in render(records[:2])
+    for odd in (3, [], {"a": 3}, None):
+        render([own("lion", None, lion, provenance={"components": odd})])

@@ -87,7 +87,10 @@ def _chapter(numbers: Numbers, other: Numbers | None, brief: bool, target: float
             for record in section.records
             if record.status != "completed"
         ),
-        tuple(dict.fromkeys(made_with(r.provenance) for r in section.records if r.provenance)),
+        (
+            *dict.fromkeys(made_with(r.provenance) for r in section.records if r.provenance),
+            *_components(section.records),
+        ),
     )
 
 
@@ -135,6 +138,20 @@ def _measure_failures(records: Iterable[Record]) -> Iterable[str]:
     for (name, reason), found in cases.items():
         others = f" and {len(found) - 1} more" if len(found) > 1 else ""
         yield f"{name} could not be taken of {found[0]}{others}: {reason}"
+
+
+def _components(records: Iterable[Record]) -> Iterable[str]:
+    """Yield a line for each reference of the protocol: the code, or codes, that it stood for."""
+    found: dict[str, list[str]] = {}
+    for record in records:
+        named = record.provenance.get("components")
+        for reference, source in named.items() if isinstance(named, dict) else ():
+            sources = found.setdefault(str(reference), [])
+            if str(source) not in sources:
+                sources.append(str(source))
+    for reference, sources in found.items():
+        differ = "; these differ" if len(sources) > 1 else ""
+        yield f"{reference}: {', '.join(sources)}{differ}"
 
 
 def made_with(provenance: Mapping[str, Any]) -> str:
