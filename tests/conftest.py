@@ -24,3 +24,14 @@ def settings_put_back():
     """No test leaves its arithmetic to the next."""
     with put_back():
         yield
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """A thread as a worker has: what is equal bit for bit is so with one number of threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -6,12 +6,13 @@ import signal
 import time
 
 import pytest
-import torch
 
 from flatbench.protocols.cases import Case, grid
 from flatbench.protocols.reading import load
 from flatbench.records.reading import from_json
 from flatbench.training import checkpoint, step, trainer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 TINY = """
 [data]
@@ -40,14 +41,6 @@ def case(tmp_path_factory):
     path = tmp_path_factory.mktemp("protocol") / "tiny.toml"
     path.write_text(TINY)
     return grid(load(str(path)), seeds=[0])[0]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -18,17 +18,11 @@ from flatbench.training.run import snapshot
 from flatbench.training.step import rate_factor, set_learning_rates
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FOREIGN = Path(__file__).parent / "foreign"
 SGD = {"optimizer": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4}
 ADAMW = {"optimizer": "adamw", "lr": 0.002, "weight_decay": 0.01}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def case(folder, row, **sections):

@@ -10,6 +10,8 @@ from flatbench.errors import UsageError
 from flatbench.training import setup, step, stepping, trainer
 from tests.test_optimizers import ADAMW, SGD, Network, built, case, same
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 THEIRS = {"base_optimizer": {"ref": "torch.optim:SGD"}, "lr": 0.05, "momentum": 0.9}
 SAMS = {
     "pytorch_optimizer": {"optimizer": "pytorch_optimizer:SAM", "options": THEIRS},
@@ -35,14 +37,6 @@ OURS = {
     "Schedule-Free+SAM": {**SCHEDULE_FREE, "rho": 0.05},
     "Muon+SAM": {**MUON, "rho": 0.05},
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def prepared(folder, row, **sections):

@@ -28,15 +28,9 @@ from flatbench.records.reading import from_json
 from flatbench.training import devices, graph, setup, step, trainer
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SGD, ADAM = tiny.SGD, tiny.ADAM
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def case(folder, row=None, seed=0, **sections):

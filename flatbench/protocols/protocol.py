@@ -270,7 +270,10 @@ class Row:
 
     @property
     def gradients_per_step(self) -> int:
-        """How many gradients a step evaluates: what equal compute counts."""
+        """How many gradients a step is expected to evaluate, before one has been counted.
+
+        Time left is estimated by it. A record has what `flatbench.training.stepping` counted.
+        """
         return 2 if self.is_sam else 1
 
 
