@@ -158,6 +158,20 @@ def test_a_change_of_the_protocol_trains_again(tmp_path, capsys):
         assert "finished before" not in capsys.readouterr().out
 
 
+def test_an_edit_of_a_rows_code_trains_that_row_again(tmp_path, capsys):
+    (tmp_path / "mine.py").write_text("from torch.optim import SGD as Mine\n")
+    rows = {"sgd": tiny.SGD, "mine": {"optimizer": "./mine.py:Mine", "options": {"lr": 0.05}}}
+    path = tiny.write(tmp_path, tiny.table(optimizers=rows))
+    arguments = ["--protocol", str(path), "--results", str(tmp_path), "--device", "cpu"]
+    assert cli.main(["run", *arguments]) == 0
+    with (tmp_path / "mine.py").open("a") as file:
+        file.write("# edited\n")
+    capsys.readouterr()
+    assert cli.main(["run", *arguments]) == 0
+    said = capsys.readouterr().out.splitlines()[:2]
+    assert ["finished before" in line for line in said] == [True, False]
+
+
 @pytest.mark.parametrize(
     ("name", "begins"), [("a.html", "<!doctype html>"), ("a.tex", "%"), ("a.md", "## Protocol")]
 )

@@ -5,7 +5,9 @@ import sys
 
 import pytest
 
+from flatbench import gate, pytest_grid
 from tests import tiny
+from tests.synthetic import grid
 
 CONFTEST = """
 import pytest
@@ -13,7 +15,7 @@ import pytest
 pytest_plugins = ["flatbench.pytest_plugin"]
 
 def pytest_addoption(parser):
-    for name in ("protocol", "device", "results", "seeds", "workers", "resume", "gate", "thresholds"):
+    for name in ("protocol", "device", "results", "seeds", "workers", "resume", "gate"):
         parser.addoption(f"--{name}", default="mine")
 
 @pytest.fixture
@@ -76,3 +78,16 @@ def test_one_line_collects_the_grid_in_the_order_that_it_needs(repository):
         "bench_mine.py::test_generalization[tiny-resnet18-sgd+sam-seed0]",
         "bench_mine.py::test_against[tiny-resnet18-sgd+sam]",
     ]
+
+
+def test_a_pair_of_which_nothing_is_asserted_is_skipped_and_says_so():
+    means = {"sgd": 90.0, "sgd+sam": 80.0}
+    thresholds = gate.derive(grid(range(10), means=means))
+    pair = ("resnet18", "sgd+sam")
+    with pytest.raises(pytest.skip.Exception, match="nothing is asserted of sgd\\+sam − sgd"):
+        pytest_grid.test_against(pair, grid(range(3), means=means), thresholds)
+    better = gate.derive(grid(range(10), means={"sgd": 80.0, "sgd+sam": 90.0}))
+    with pytest.raises(pytest.fail.Exception, match="is not above 0"):
+        pytest_grid.test_against(pair, grid(range(3), means=means), better)
+    with pytest.raises(pytest.skip.Exception, match="or fewer than 3 seeds of both completed"):
+        pytest_grid.test_against(pair, grid(range(2), means=means), better)
