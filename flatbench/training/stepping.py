@@ -225,7 +225,8 @@ class _Small:
                 small.append(nn.Parameter(values, requires_grad=p.requires_grad))
             self.params += small
             groups.append({**group, "params": small})
-        self._targets = [torch.randn_like(p, generator=chance) for p in self.params]
+        # laid out in order, whatever the parameters are; torch 2.9's randn_like takes no generator
+        self._targets = [torch.randn(p.shape, generator=chance, dtype=p.dtype) for p in self.params]
         self.optimizer = optimizers.make(recipe, groups, perturbs=perturbs)
 
     def evaluate(self) -> Tensor:
