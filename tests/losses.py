@@ -94,8 +94,11 @@ def flat_loss(model, loss, x, y):
 
 
 def dense_hessian(model, loss, x, y):
+    """Row by row, reverse mode twice: torch.func's vmapped one errs by 1 % where LayerNorm is."""
     at, center = flat_loss(model, loss, x, y)
-    return torch.func.hessian(at)(center)
+    hessian = torch.autograd.functional.hessian(at, center)
+    torch.testing.assert_close(hessian, hessian.T, rtol=0, atol=1e-5 * float(hessian.abs().max()))
+    return hessian
 
 
 def covered(estimates, truth, degrees):
