@@ -39,8 +39,12 @@ def succeeds(command, folder):
 def programs(tmp_path_factory):
     """The folder of a fresh environment's programs, with the wheel and what it depends on."""
     folder = tmp_path_factory.mktemp("installed")
+    # A copy, since a wheel takes whatever an older build has left in the folder "build".
+    source = folder / "source"
+    others = shutil.ignore_patterns(".*", "build", "results", "*.egg-info", "__pycache__")
+    shutil.copytree(ROOT, source, ignore=others)
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder]
-    succeeds([*pip, ROOT], ROOT)
+    succeeds([*pip, source], folder)
     (wheel,) = folder.glob("flatbench-*.whl")
     succeeds([sys.executable, "-m", "venv", folder / "env"], folder)
     python = folder / "env" / "bin" / "python"
