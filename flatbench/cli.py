@@ -63,11 +63,11 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise the mistake instead of printing the usage above it."""
-        if (
-            choice := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
-        ) is not None:
+        choice = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        if choice is not None:
             message += did_you_mean(choice[1], re.findall(r"[\w.+-]+", choice[2]))
-        if (option := re.search(r"unrecognized arguments: (--[^ =]+)", message)) is not None:
+        option = re.search(r"unrecognized arguments: (--[^ =]+)", message)
+        if option is not None:
             known = (o for p in (self, *self.commands) for o in p._option_string_actions)
             message += did_you_mean(option[1], known)
         raise UsageError(f"{message}; see {self.prog} --help")

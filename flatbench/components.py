@@ -85,8 +85,12 @@ def find(reference: str, folder: Path | None, ours: Mapping[str, Any], where: st
     """
     if (in_file := _IN_FILE.fullmatch(reference)) is not None:
         path = (folder or Path()) / in_file[1]
-        module = _load_file(path.resolve(), f"{where}: {reference!r}")
-        source = f"{in_file[1]} {digest(path.resolve())}"
+        path = path.resolve()
+        if not path.is_file():
+            raise UsageError(f"{where}: {reference!r}: there is no file {path}")
+        content = digest(path)
+        module = _load_file(path, content, f"{where}: {reference!r}")
+        source = f"{in_file[1]} {content}"
         return Component(reference, _attribute(module, in_file[2], reference, where), source)
     if (in_package := _IN_PACKAGE.fullmatch(reference)) is not None:
         module = _import(in_package[1], f"{where}: {reference!r}")
@@ -111,10 +115,12 @@ def _import(name: str, where: str) -> ModuleType:
 
 
 @functools.cache
-def _load_file(path: Path, where: str) -> ModuleType:
-    """Import a file once a process, under a name that no other module has."""
-    if not path.is_file():
-        raise UsageError(f"{where}: there is no file {path}")
+def _load_file(path: Path, content: str, where: str) -> ModuleType:
+    """Import a file, once for each content, under a name that no other module has.
+
+    A file that is edited while a grid trains is imported again, so that a run's key and the code
+    that it runs are always of the same content.
+    """
     name = f"_flatbench_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
@@ -123,6 +129,10 @@ def _load_file(path: Path, where: str) -> ModuleType:
     # Its neighbours can be imported by it, at the end of the path so that they hide nothing.
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))
+    files = {str(file) for file in _with_neighbours(path)}
+    for other, loaded in list(sys.modules.items()):
+        if getattr(loaded, "__file__", None) in files:
+            del sys.modules[other]
     sys.modules[name] = module  # dataclasses and pickle look a module up by its name
 
     def run() -> ModuleType:

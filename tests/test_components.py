@@ -237,3 +237,13 @@ def test_what_a_component_raises_is_one_line():
         "o: ./mine.py:build: ValueError: lr is 3"
     )
     assert components.called(component(build), "o", 1, lr=2) == (1, 2, (0.9, 0.99), 8)
+
+
+def test_an_edited_file_is_imported_again_and_its_neighbours_with_it(tmp_path):
+    """A worker lives as long as a grid: its key would else speak of code that it does not run."""
+    write(tmp_path, mine="import helper\nX = helper.value\n", helper="value = 1\n")
+    first = find("./mine.py:X", tmp_path)
+    write(tmp_path, helper="value = 22\n")
+    again = find("./mine.py:X", tmp_path)
+    assert (first.target, again.target) == (1, 22)
+    assert first.source != again.source

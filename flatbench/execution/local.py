@@ -111,7 +111,8 @@ def start(
     run = Run({case.id: Future() for case in cases}, progress)
     waiting: queue.SimpleQueue[Case] = queue.SimpleQueue()
     for case in cases:
-        key = identity.key(case, loaded[id(case.protocol)], torch.device(devices[0]))
+        found = identity.sources(case)
+        key = identity.key(case, loaded[id(case.protocol)], torch.device(devices[0]), found)
         record = store.finished(case, key) if store else None
         if record is None:
             waiting.put(case)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from flatbench import components, data
@@ -23,7 +25,10 @@ def sources(case: Case) -> dict[str, str]:
     return found
 
 
-def key(case: Case, dataset: data.DataSet, where: torch.device) -> str:
-    """Return what identifies a case's run on a device; see `flatbench.records.provenance.key`."""
-    behind = [f"{reference} {source}" for reference, source in sources(case).items()]
+def key(case: Case, dataset: data.DataSet, where: torch.device, found: Mapping[str, str]) -> str:
+    """Return what identifies a case's run on a device; see `flatbench.records.provenance.key`.
+
+    ``found`` is what `sources` returned of the case.
+    """
+    behind = [f"{reference} {source}" for reference, source in found.items()]
     return provenance.key(case.cell_hash(), case.seed, where, dataset.digest, behind)

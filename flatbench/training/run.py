@@ -37,6 +37,7 @@ class Run:
     task: Task
     shuffle: torch.Generator
     crops: torch.Generator
+    components: dict[str, str]  # what identifies the code behind each reference of the case
     key: str
     # indices of a batch -> `take_step`'s sums. It refers to the run: `close` breaks this circle.
     step: Callable[[Tensor], Tensor] = field(init=False)

@@ -82,6 +82,7 @@ def prepare(case: Case, dataset: data.DataSet) -> Run:
     """Return a case before its first step, on the device that the data set is on."""
     settings, where = case.protocol, dataset.train.labels.device
     images = dataset.train.images
+    components = identity.sources(case)
     model = build_model(case, dataset)
     built = build_optimizer(case, model)
     precision = settings.training.precision
@@ -103,7 +104,8 @@ def prepare(case: Case, dataset: data.DataSet) -> Run:
         task=task.of(case),
         shuffle=stream(case.seed, "batches"),
         crops=stream(case.seed, "augmentation", where),
-        key=identity.key(case, dataset, where),
+        components=components,
+        key=identity.key(case, dataset, where, components),
     )
     run.step = functools.partial(take_step, run)
     if where.type == "cuda":

@@ -25,7 +25,7 @@ from flatbench.optim import SAM
 from flatbench.protocols.cases import Case
 from flatbench.records import provenance
 from flatbench.records.record import Epoch, Record, of_case
-from flatbench.training import checkpoint, devices, identity, measuring, meter
+from flatbench.training import checkpoint, devices, measuring, meter
 from flatbench.training.run import Run, close, load_optimizer
 from flatbench.training.setup import prepare
 from flatbench.training.step import SUMS, evaluate, rate_factor, set_learning_rates
@@ -307,7 +307,7 @@ def _record(run: Run, reason: str | None, calibration: float) -> Record:
     came_from = provenance.describe(run.where, run.precision) | {
         "key": run.key,
         "data": run.dataset.digest,
-        "components": identity.sources(case),
+        "components": run.components,
         "resumed_after": run.resumed_after,
         "warm_up_seconds": run.warm_up_seconds,
         "capture_seconds": run.capture_seconds,
