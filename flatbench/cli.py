@@ -18,6 +18,7 @@ from flatbench.protocols.cases import Case, from_id, grid
 from flatbench.protocols.reading import available, load
 from flatbench.records.quantities import outcome_of, value_of
 from flatbench.records.record import Record
+from flatbench.study import commands as study
 from flatbench.text import did_you_mean
 
 # Modules that import torch or pandas are imported by the command that needs them: `list` and
@@ -34,6 +35,7 @@ EXAMPLES = {
     "compare": "flatbench compare before/mine results/mine",
     "landscape": "flatbench landscape digits/vgg16/adam/seed0 digits/vgg16/adam+sam/seed0",
     "baseline": "flatbench baseline results/mine --output mine.thresholds.toml",
+    **study.EXAMPLES,
 }
 
 
@@ -79,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _training_commands(commands)
     _reading_commands(commands)
+    study.add(commands)
     parser.commands = tuple(commands.choices.values())
     for name, command in commands.choices.items():
         command.formatter_class = argparse.RawDescriptionHelpFormatter
