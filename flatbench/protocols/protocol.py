@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 
 from flatbench import components
 from flatbench.protocols.schema import Check
+from flatbench.protocols.tuning import Tuning
 
 _POSITIVE = Check(lambda x: x > 0, "a number above 0")
 _NON_NEGATIVE = Check(lambda x: x >= 0, "a number of at least 0")
@@ -314,6 +315,7 @@ class Protocol:
     # A protocol whose runs the report compares these with, cell by cell; against is its old name.
     compare_with: str | None = None
     reference: Reference | None = None
+    tuning: Tuning | None = None
 
     def optimizer(self, name: str, architecture: str) -> Row:
         """Return the row as it runs on one architecture."""

@@ -16,6 +16,7 @@ from typing import Any
 from flatbench import components
 from flatbench.errors import UsageError
 from flatbench.models import ARCHITECTURES
+from flatbench.protocols import tuning
 from flatbench.protocols.protocol import (
     DATA_SETS,
     OPTIMIZERS,
@@ -37,7 +38,7 @@ PROTOCOLS = Path(__file__).parent
 
 
 TOP_LEVEL = (
-    *("data", "training", "model", "sharpness", "optimizers", "reference"),
+    *("data", "training", "model", "sharpness", "optimizers", "reference", "tuning"),
     *("seeds", "description", "compare_with", "against"),
 )
 SHORT_OPTIONS = ("lr", "momentum", "nesterov", "betas", "weight_decay")
@@ -82,6 +83,11 @@ def load(name_or_path: str) -> Protocol:
     return _Reader(path).protocol(table)
 
 
+def file_of(protocol: Protocol) -> Path:
+    """Return the file that a protocol was read from."""
+    return protocol.folder / f"{protocol.name}.toml"
+
+
 class _Reader(Reader):
     """A reader that knows how a protocol's tables hang together."""
 
@@ -108,6 +114,12 @@ class _Reader(Reader):
             reference=self._reference(given, model, rows),
             **self._plain(given),
         )
+        if "tuning" in given:
+            if data.validation == 0:
+                raise self.error("data.validation", 0.0, "above 0 where there is a [tuning]")
+            hint = typing.get_type_hints(Protocol, include_extras=True)["seeds"]
+            found = tuning.read(self, given["tuning"], rows, protocol.seeds, hint)
+            protocol = dataclasses.replace(protocol, tuning=found)
         self._check_schedules(protocol)
         if protocol.data.evaluation == "validation" and protocol.data.validation == 0:
             must_be = '"test" unless data.validation is above 0'

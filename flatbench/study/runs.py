@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,11 @@ class Machine:
     device: str = "auto"
     workers: int | None = None  # processes; None: one a core, or one a GPU
     data_dir: Path | None = None
+
+
+def machine_of(options: argparse.Namespace) -> Machine:
+    """Return the machine that a command's options name."""
+    return Machine(options.device, options.workers, options.data_dir)
 
 
 def train(cases: Sequence[Case], machine: Machine, store: Store) -> list[Record]:

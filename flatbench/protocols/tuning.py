@@ -1,0 +1,136 @@
+"""How a protocol's hyperparameters are chosen: each row's space, the trials, and their seeds."""
+
+from __future__ import annotations
+
+import re
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from flatbench.protocols.schema import Reader, quoted
+
+if TYPE_CHECKING:
+    from flatbench.protocols.protocol import Row
+
+RANGE = "LOW..HIGH with 0 < LOW < HIGH, as 1e-4..1e-1 (log-uniform)"
+_RANGE = re.compile(r"\s*(\S+?)\s*\.\.\s*(\S+)\s*")
+
+# Which short forms an optimizer of ours has, and what of a row is not its optimizer's.
+_SHORT: Mapping[str, tuple[str, ...]] = {
+    "sgd": ("lr", "momentum", "nesterov", "weight_decay"),
+    "adam": ("lr", "betas", "weight_decay"),
+    "adamw": ("lr", "betas", "weight_decay"),
+}
+_OF_ROW = ("label_smoothing", "warmup_epochs")
+_OF_SAM = ("rho", "eta")
+
+
+@dataclass(frozen=True)
+class Range:
+    """All numbers between two positive ones; points in it are uniform in their logarithm."""
+
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        """As a protocol has it: "0.0001..0.1"."""
+        return f"{self.low:g}..{self.high:g}"
+
+
+Choice = tuple[Any, ...]
+Space = Mapping[str, Range | Choice]  # a hyperparameter -> its range, or the values to choose from
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The ``[tuning]`` of a protocol. It has no part in any hash: it bears on no result."""
+
+    trials: int  # points for every row, the same number for all
+    seeds: tuple[int, ...]  # of each trial, none of them the protocol's own
+    space: Mapping[str, Space]  # row -> what is tuned of it
+
+
+def parse_range(text: str) -> Range | None:
+    """Return the range that a text such as "1e-4..1e-1" stands for, or None if it is none."""
+    found = _RANGE.fullmatch(text)
+    try:
+        low, high = (float(end) for end in found.groups()) if found else (0.0, 0.0)
+    except ValueError:
+        return None
+    return Range(low, high) if 0 < low < high < float("inf") else None
+
+
+def with_values(row: Row, values: Mapping[str, Any]) -> Row:
+    """Return a row with these hyperparameters: keys of the row, or options of its optimizer."""
+    keys = {name: value for name, value in values.items() if is_key(row, name)}
+    options = {name: value for name, value in values.items() if name not in keys}
+    return replace(row, **keys, options=row.options | options)
+
+
+def is_key(row: Row, name: str) -> bool:
+    """Return whether a hyperparameter is a key of the row, and not an option of its optimizer."""
+    return name in (*_OF_ROW, *_OF_SAM, *_SHORT.get(row.optimizer, ()))
+
+
+def read_space(reader: Reader, value: object, row: Row, where: str) -> dict[str, Range | Choice]:
+    """Return the space of one row.
+
+    Raises:
+        UsageError: a hyperparameter that the row does not have, or values that it can't take.
+    """
+    space = {}
+    for name, given in reader.table(value, where).items():
+        key = f"{where}.{quoted(name)}"
+        if name in _OF_SAM and not row.is_sam:
+            raise reader.error(key, given, "absent unless the row has rho")
+        short = _SHORT.get(row.optimizer)
+        if short is not None and name in {n for names in _SHORT.values() for n in names} - {*short}:
+            raise reader.error(key, given, f'absent where optimizer = "{row.optimizer}"')
+        found = parse_range(given) if isinstance(given, str) else given
+        if isinstance(found, list) and found:
+            found = tuple(tuple(v) if isinstance(v, list) else v for v in found)
+        if not isinstance(found, Range | tuple):
+            raise reader.error(key, given, f"{RANGE}, or a list of values")
+        if is_key(row, name):
+            for end in (found.low, found.high) if isinstance(found, Range) else found:
+                reader.value(list(end) if isinstance(end, tuple) else end, _hint(row, name), key)
+        space[name] = found
+    if not space:
+        raise reader.error(where, {}, "a table with at least one hyperparameter")
+    return space
+
+
+def _hint(row: Row, name: str) -> Any:
+    return typing.get_type_hints(type(row), include_extras=True)[name]
+
+
+def read(
+    reader: Reader, value: object, rows: Mapping[str, Row], seeds: Iterable[int], seeds_hint: Any
+) -> Tuning:
+    """Return a protocol's ``[tuning]``.
+
+    Raises:
+        UsageError: an unknown key or row, or a value out of range.
+    """
+    table = reader.table(value, "tuning")
+    reader.known(table, ("trials", "seeds", "space"), "tuning.")
+    for name in ("trials", "seeds", "space"):
+        if name not in table:
+            raise reader.error(f"tuning.{name}", None, "given")
+    trials = reader.value(table["trials"], int, "tuning.trials")
+    if trials < 1:
+        raise reader.error("tuning.trials", trials, "a whole number of at least 1")
+    chosen = reader.value(table["seeds"], seeds_hint, "tuning.seeds")
+    if set(chosen) & set(seeds):
+        raise reader.error("tuning.seeds", list(chosen), "none of the protocol's own seeds")
+    spaces = reader.table(table["space"], "tuning.space")
+    reader.known(spaces, rows, "tuning.space.")
+    return Tuning(
+        trials,
+        chosen,
+        {
+            name: read_space(reader, space, rows[name], f"tuning.space.{quoted(name)}")
+            for name, space in spaces.items()
+        },
+    )

@@ -1,0 +1,125 @@
+"""The winners of a tuning, as a protocol file."""
+
+from __future__ import annotations
+
+import copy
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from flatbench import __version__
+from flatbench.errors import UsageError
+from flatbench.files import write_atomically
+from flatbench.protocols.reading import file_of
+from flatbench.protocols.tuning import is_key
+from flatbench.study.trials import tuning_of
+from flatbench.study.tune import Tuned
+
+_HEADER = """\
+# Made by `flatbench tune {name}` (flatbench {version}): of {trials} trials a row and architecture,
+# each with seeds {seeds}, the one whose validation outcome less its standard error is best. The
+# test part was not touched.
+"""
+
+
+def write(tuned: Tuned, output: Path) -> None:
+    """Write the protocol that was tuned, with its rows' winning values, as a file.
+
+    The first architecture's values stand in the row, another one's in its ``architectures`` table
+    where they differ. All else stays as it was, ``[tuning]`` too.
+
+    Raises:
+        UsageError: a cell has no winner, or the protocol refers to files beside it and the output
+            is in another folder.
+    """
+    write_atomically(output, text(tuned, output.parent).encode())
+
+
+def text(tuned: Tuned, folder: Path) -> str:
+    """Return what `write` writes into a file of this folder.
+
+    Raises:
+        UsageError: as `write`.
+    """
+    protocol, tuning = tuned.protocol, tuning_of(tuned.protocol)
+    if tuned.without_winner:
+        row, architecture = tuned.without_winner[0]
+        raise UsageError(f"{protocol.name}/{architecture}/{row}: no trial completed all its seeds")
+    table = tomllib.loads(file_of(protocol).read_text(encoding="utf-8"))
+    paths = [found for found in _strings(table) if found.startswith(("./", "../"))]
+    if paths and folder.resolve() != protocol.folder:
+        raise UsageError(
+            f"--output must be in the protocol's folder, to which it refers as {paths[0]!r}, "
+            f"got {folder}"
+        )
+    for row in tuned.rows:
+        _set(table["optimizers"][row], tuned, row)
+    table["tuning"]["trials"], table["tuning"]["seeds"] = tuning.trials, list(tuning.seeds)
+    header = _HEADER.format(
+        name=protocol.name,
+        version=__version__,
+        trials=tuning.trials,
+        seeds=", ".join(map(str, tuning.seeds)),
+    )
+    return header + tomli_w.dumps(table)
+
+
+def _set(table: dict[str, Any], tuned: Tuned, row: str) -> None:
+    """Set the winning values of one row in its table."""
+    first, *others = tuned.architectures
+    shared = _values(tuned, row, first)
+    changes = table.pop("architectures", {})
+    _merge(table, shared)
+    for architecture in (first, *others):
+        change = changes.pop(architecture, {})
+        for name in tuning_of(tuned.protocol).space[row]:  # what stood there was tuned elsewhere
+            change.pop(name, None)
+            change.get("options", {}).pop(name, None)
+        values = _values(tuned, row, architecture)
+        _merge(change, values if values != shared else {})
+        change = {key: value for key, value in change.items() if value != {}}
+        if change:
+            table.setdefault("architectures", {})[architecture] = change
+    if changes:  # of architectures that were not tuned now
+        table.setdefault("architectures", {}).update(changes)
+
+
+def _values(tuned: Tuned, row: str, architecture: str) -> dict[str, Any]:
+    """Return the winner's values as a row's table has them."""
+    best = tuned.best(row, architecture)
+    assert best is not None
+    found: dict[str, Any] = {}
+    for name, value in copy.deepcopy(dict(best.values)).items():
+        into = (
+            found
+            if is_key(tuned.protocol.optimizers[row], name)
+            else found.setdefault("options", {})
+        )
+        into[name] = list(value) if isinstance(value, tuple) else value
+    return found
+
+
+def _merge(table: dict[str, Any], values: dict[str, Any]) -> None:
+    """Put values into a row's table; an option replaces its short form, and is merged."""
+    options = values.get("options", {})
+    for name in options:
+        table.pop(name, None)
+    perturbation = table.get("perturbation")
+    for name, value in values.items():
+        if name == "options":
+            table.setdefault("options", {}).update(value)
+        elif isinstance(perturbation, dict) and name in perturbation:
+            perturbation[name] = value
+        else:
+            table.get("options", {}).pop(name, None)
+            table[name] = value
+
+
+def _strings(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        return [found for inner in value.values() for found in _strings(inner)]
+    if isinstance(value, list):
+        return [found for inner in value for found in _strings(inner)]
+    return [value] if isinstance(value, str) else []
