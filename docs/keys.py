@@ -10,14 +10,15 @@ import ast
 import dataclasses
 import inspect
 import json
+import sys
 import types
 import typing
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from tabulate import tabulate
 
 from flatbench.models import ARCHITECTURES
-from flatbench.protocols import protocol
 from flatbench.protocols.protocol import (
     DATA_SETS,
     OPTIMIZERS,
@@ -31,6 +32,7 @@ from flatbench.protocols.protocol import (
     Sharpness,
     Training,
 )
+from flatbench.protocols.tuning import Tuning
 from flatbench.text import markdown_text
 
 PLAIN = {float: "a number", int: "a whole number", bool: "true or false", str: "a string"}
@@ -41,7 +43,7 @@ TABLES: tuple[tuple[str, type, tuple[str, ...]], ...] = (
         Protocol,
         (
             *("name", "folder", "data", "training", "model"),
-            *("optimizers", "overrides", "sharpness", "reference"),
+            *("optimizers", "overrides", "sharpness", "reference", "tuning"),
         ),
     ),
     ("[data]", Data, ()),
@@ -52,12 +54,13 @@ TABLES: tuple[tuple[str, type, tuple[str, ...]], ...] = (
     ("[optimizers.NAME]", Row, ("name",)),
     ("[sharpness]", Sharpness, ()),
     ("[reference]", Reference, ()),
+    ("[tuning]", Tuning, ()),
 )
 
 
 def meanings(cls: type) -> dict[str, str]:
     """Return the comment above each field of a dataclass, by the field's name."""
-    source = inspect.getsource(protocol)
+    source = inspect.getsource(sys.modules[cls.__module__])
     lines = source.splitlines()
     found = {}
     for node in ast.parse(source).body:
@@ -86,7 +89,7 @@ def words(hint: Any) -> str:  # noqa: PLR0911 - one return for each kind of anno
         if dataclasses.is_dataclass(arguments[0]):
             return "a list of names and tables"
         return f"a list of {words(arguments[0])}"
-    if origin is dict or dataclasses.is_dataclass(hint):
+    if origin in (dict, Mapping) or dataclasses.is_dataclass(hint):
         return "a table"
     return PLAIN[hint]
 

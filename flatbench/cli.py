@@ -6,14 +6,13 @@ import argparse
 import os
 import re
 import sys
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from flatbench import __version__
 from flatbench.errors import UsageError
-from flatbench.options import MACHINE, RESULTS, SELECTION, TRAINING, add, names
+from flatbench.options import MACHINE, RESULTS, SELECTION, TRAINING, add, assignment, names
 from flatbench.protocols.cases import Case, from_id, grid
 from flatbench.protocols.reading import available, load
 from flatbench.records.quantities import outcome_of, value_of
@@ -112,6 +111,7 @@ def _training_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
     download.add_argument(
         "--option",
         action="append",
+        type=assignment,
         default=[],
         metavar="NAME=VALUE",
         help="of that class, as split=letters of EMNIST; may be given more than once",
@@ -232,20 +232,8 @@ def _info(options: argparse.Namespace) -> int:
 def _download(options: argparse.Namespace) -> int:
     from flatbench import data
 
-    given = dict(_option(text) for text in options.option)
-    data.download(options.name, options.data_dir, given)
+    data.download(options.name, options.data_dir, dict(options.option))
     return 0
-
-
-def _option(text: str) -> tuple[str, object]:
-    """Return a name and its value: a number or truth value as TOML has it, or else a string."""
-    name, equals, value = text.partition("=")
-    if not name or not equals:
-        raise UsageError(f"--option must be NAME=VALUE, got {text!r}")
-    try:
-        return name, tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return name, value
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -108,6 +108,44 @@ def _t_quantile(probability: float, n: int) -> float:
     return float(stats.t.ppf(probability, n - 1))
 
 
+def detectable_gain(std: float, n: int, alpha: float = 0.05, power: float = 0.9) -> float | None:
+    """Return the smallest mean difference that n pairs show, or None below two.
+
+    That is the mean of normal differences with this std for which the two-sided paired t-test at
+    ``alpha`` is significant, on the side of the mean, with probability ``power``.
+    """
+    if n < 2:
+        return None
+    critical = _t_quantile(1 - alpha / 2, n)
+
+    def found(noncentrality: float) -> float:
+        return float(stats.nct.sf(critical, n - 1, noncentrality)) - power
+
+    highest = 1.0
+    while found(highest) < 0:
+        highest *= 2
+    return float(optimize.brentq(found, 0, highest)) * std / math.sqrt(n)
+
+
+EQUAL = 1e-9  # differences that differ by less than this part of the largest are equal
+
+
+def without_rounding(differences: Sequence[float]) -> list[float]:
+    """Return differences in which those that differ by rounding alone are equal.
+
+    Accuracies are counts over a number of examples. Equal differences of counts come out unequal in
+    the 14th digit, and a test would take that digit for their whole spread.
+    """
+    largest = max(map(abs, differences), default=0.0)
+    sizes: dict[float, float] = {}
+    last = 0.0
+    for size in sorted(map(abs, differences)):
+        if size - last > EQUAL * largest:
+            last = size
+        sizes[size] = last
+    return [math.copysign(sizes[abs(d)], d) for d in differences]
+
+
 @dataclass(frozen=True)
 class Paired:
     """What paired differences say; a number that n does not allow is None."""
@@ -129,10 +167,13 @@ def paired(differences: Sequence[float]) -> Paired | None:
     zeros among them. More of those take 8,192 random sign changes, and more than 50 differences
     the normal approximation. The effect size is d = mean / std times J(n − 1), which makes it
     unbiased (Hedges, Journal of Educational Statistics 6, 1981).
+
+    Differences that differ by rounding alone count as equal; see `without_rounding`.
     """
     n = len(differences)
     if n == 0:
         return None
+    differences = without_rounding(differences)
     mean = float(np.mean(differences))
     if n == 1 or min(differences) == max(differences):
         return Paired(n, mean, None, None, None, None)

@@ -1,5 +1,9 @@
+import itertools
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats as reference
 
 from flatbench import stats
@@ -84,6 +88,50 @@ def test_few_pairs_have_no_test_they_cannot_pass():
 
 def test_equal_differences_are_not_certainty():
     assert stats.paired([2.0, 2.0, 2.0]) == stats.Paired(3, 2.0, None, None, None, None)
+
+
+HITS = (332, 334, 337)
+
+
+def test_differences_that_are_equal_but_for_rounding_are_not_certainty():
+    differences = [100 * (h + 4) / 360 - 100 * h / 360 for h in HITS]
+    assert len(set(differences)) > 1  # rounding has told them apart
+    found = stats.paired(differences)
+    assert (found.n, found.t_p, found.interval, found.effect) == (3, None, None, None)
+
+
+def test_rounding_breaks_no_ties():
+    hits = [316, 322, 332, 319, 319, 307, 326, 330]
+    more = [4, 3, 1, 6, -3, 1, 7, 5]
+    found = stats.paired(
+        [100 * (h + m) / 360 - 100 * h / 360 for h, m in zip(hits, more, strict=True)]
+    )
+    exact = stats.paired([float(m) for m in more])
+    assert found.wilcoxon_p == exact.wilcoxon_p == pytest.approx(0.046875)
+    assert found.t_p == pytest.approx(exact.t_p)
+
+
+@given(st.lists(st.integers(-50, 50), min_size=2, max_size=12), st.integers(100, 10_000))
+def test_counts_over_any_number_of_examples_tie_as_counts_do(counts, examples):
+    rates = [100 * (777 + c) / examples - 100 * 777 / examples for c in counts]
+    found = stats.without_rounding(rates)
+    for a, b in itertools.combinations(range(len(counts)), 2):
+        assert (found[a] == found[b]) == (counts[a] == counts[b])
+        assert (abs(found[a]) == abs(found[b])) == (abs(counts[a]) == abs(counts[b]))
+
+
+@pytest.mark.parametrize(("n", "alpha"), [(3, 0.05), (6, 0.05), (6, 0.05 / 8), (20, 0.05)])
+def test_the_detectable_gain_is_found_nine_times_out_of_ten(n, alpha):
+    gain = stats.detectable_gain(2.0, n, alpha)
+    random = np.random.default_rng(0)
+    samples = random.normal(gain, 2.0, (20_000, n))
+    p = reference.ttest_1samp(samples, 0, axis=1).pvalue
+    rate = np.mean((p < alpha) & (samples.mean(1) > 0))
+    assert rate == pytest.approx(0.9, abs=5 * np.sqrt(0.9 * 0.1 / 20_000))
+
+
+def test_one_pair_detects_nothing():
+    assert stats.detectable_gain(2.0, 1) is None
 
 
 def test_effect_size_is_unbiased():

@@ -37,7 +37,7 @@ from flatbench.records.quantities import (
 )
 from flatbench.records.record import Record
 from flatbench.records.sections import Section, sections
-from flatbench.stats import prediction_bound, summary
+from flatbench.stats import prediction_bound, summary, without_rounding
 from flatbench.text import plain
 
 LEVEL = 0.999
@@ -216,7 +216,7 @@ def _pairs(
         for row, base in section.base_of.items():
             # Differences take both signs, so they stay on the linear scale. Pairing by seed takes
             # out what a seed does to both rows alike.
-            found = [*section.gains(architecture, row, base).values()]
+            found = without_rounding([*section.gains(architecture, row, base).values()])
             if len(found) >= MINIMUM_SEEDS and min(found) < max(found):
                 s = summary(found)
                 limit = prediction_bound(found, level, "lower", grid_seeds)

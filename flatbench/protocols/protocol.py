@@ -15,23 +15,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from flatbench import components
-from flatbench.protocols.schema import Check
+from flatbench.protocols.schema import AT_LEAST_ONE, SEEDS, Check
 from flatbench.protocols.tuning import Tuning
 
 _POSITIVE = Check(lambda x: x > 0, "a number above 0")
 _NON_NEGATIVE = Check(lambda x: x >= 0, "a number of at least 0")
 _FRACTION = Check(lambda x: 0 <= x < 1, "a number in [0, 1)")
-_AT_LEAST_ONE = Check(lambda x: x >= 1, "a whole number of at least 1")
 _NATURAL = Check(lambda x: x >= 0, "a whole number of at least 0")
 _FRACTIONS = Check(
     lambda xs: all(0 < x < 1 for x in xs) and list(xs) == sorted(set(xs)),
     "rising numbers between 0 and 1",
 )
 _BETAS = Check(lambda xs: len(xs) == 2 and all(0 <= x < 1 for x in xs), "two numbers in [0, 1)")
-_SEEDS = Check(
-    lambda xs: len(xs) > 0 and len(set(xs)) == len(xs) and min(xs) >= 0,
-    "a list of different whole numbers of at least 0",
-)
 LOSS = "cross-entropy"
 OPTIMIZERS = ("sgd", "adam", "adamw")  # the short names; all else is a reference
 DATA_SETS = ("digits", "fashion-mnist", "cifar10", "cifar100")
@@ -48,7 +43,7 @@ ReferenceText = Annotated[str, _REFERENCE]
 Positive = Annotated[float, _POSITIVE]
 NonNegative = Annotated[float, _NON_NEGATIVE]
 Fraction = Annotated[float, _FRACTION]
-Count = Annotated[int, _AT_LEAST_ONE]
+Count = Annotated[int, AT_LEAST_ONE]
 
 
 # A key that came after the first published results has no part in the hashes while it is at its
@@ -309,7 +304,7 @@ class Protocol:
     overrides: Mapping[tuple[str, str], Row]  # (optimizer, architecture) -> row as it runs
     sharpness: Sharpness = field(default_factory=Sharpness)
     # One run of each cell for each of them.
-    seeds: Annotated[tuple[int, ...], _SEEDS] = (0, 1, 2)
+    seeds: Annotated[tuple[int, ...], SEEDS] = (0, 1, 2)
     # What the command list says of it, in a line.
     description: str = ""
     # A protocol whose runs the report compares these with, cell by cell; against is its old name.

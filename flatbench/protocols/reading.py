@@ -117,8 +117,7 @@ class _Reader(Reader):
         if "tuning" in given:
             if data.validation == 0:
                 raise self.error("data.validation", 0.0, "above 0 where there is a [tuning]")
-            hint = typing.get_type_hints(Protocol, include_extras=True)["seeds"]
-            found = tuning.read(self, given["tuning"], rows, protocol.seeds, hint)
+            found = tuning.read(self, given["tuning"], rows, protocol.seeds)
             protocol = dataclasses.replace(protocol, tuning=found)
         self._check_schedules(protocol)
         if protocol.data.evaluation == "validation" and protocol.data.validation == 0:
@@ -333,3 +332,19 @@ def _merged(shared: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     if isinstance(shared.get("options"), dict) and isinstance(change.get("options"), dict):
         merged["options"] = shared["options"] | change["options"]
     return merged
+
+
+def read_row(table: dict[str, Any], name: str, source: str) -> Row:
+    """Return a row of a table that is no file's.
+
+    Args:
+        table: as ``[optimizers.NAME]`` has it.
+        name: the row's name.
+        source: where the table comes from, to open an error with.
+
+    Raises:
+        UsageError: as of a protocol file.
+    """
+    if not NAME.fullmatch(name):
+        raise UsageError(f"{source}: a row's name must be {NAME_MUST_BE}, got {name!r}")
+    return _Reader(source)._row(name, table, name)

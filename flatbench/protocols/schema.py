@@ -32,6 +32,12 @@ class Check:
     must_be: str
 
 
+AT_LEAST_ONE = Check(lambda x: x >= 1, "a whole number of at least 1")
+SEEDS = Check(
+    lambda xs: len(xs) > 0 and len(set(xs)) == len(xs) and min(xs) >= 0,
+    "a list of different whole numbers of at least 0",
+)
+
 # Squares of what is read must be finite too, and whole numbers fit 64 bits as TOML's do.
 _LARGEST = 1e150
 _LARGEST_INT = 2**63 - 1

@@ -6,9 +6,10 @@ import re
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from flatbench.protocols.schema import Reader, quoted
+from flatbench.errors import UsageError
+from flatbench.protocols.schema import AT_LEAST_ONE, SEEDS, Reader, quoted
 
 if TYPE_CHECKING:
     from flatbench.protocols.protocol import Row
@@ -44,11 +45,19 @@ Space = Mapping[str, Range | Choice]  # a hyperparameter -> its range, or the va
 
 @dataclass(frozen=True)
 class Tuning:
-    """The ``[tuning]`` of a protocol. It has no part in any hash: it bears on no result."""
+    """How ``flatbench tune`` chooses hyperparameters, on the validation part.
 
-    trials: int  # points for every row, the same number for all
-    seeds: tuple[int, ...]  # of each trial, none of them the protocol's own
-    space: Mapping[str, Space]  # row -> what is tuned of it
+    ``[tuning.space.ROW]`` has what is tuned of a row: keys of the row, as ``lr`` or ``rho``, and
+    options of its optimizer. ``"1e-4..1e-1"`` is a range, uniform in its logarithm; a list has the
+    values to choose from. It has no part in any hash, since it bears on no result.
+    """
+
+    # Points of its space for every row and architecture, the same number for all.
+    trials: Annotated[int, AT_LEAST_ONE]
+    # One run of each trial for each of them; none of the protocol's own seeds.
+    seeds: Annotated[tuple[int, ...], SEEDS]
+    # Row -> hyperparameter -> range or list.
+    space: Mapping[str, Space]
 
 
 def parse_range(text: str) -> Range | None:
@@ -105,9 +114,7 @@ def _hint(row: Row, name: str) -> Any:
     return typing.get_type_hints(type(row), include_extras=True)[name]
 
 
-def read(
-    reader: Reader, value: object, rows: Mapping[str, Row], seeds: Iterable[int], seeds_hint: Any
-) -> Tuning:
+def read(reader: Reader, value: object, rows: Mapping[str, Row], seeds: Iterable[int]) -> Tuning:
     """Return a protocol's ``[tuning]``.
 
     Raises:
@@ -117,11 +124,11 @@ def read(
     reader.known(table, ("trials", "seeds", "space"), "tuning.")
     for name in ("trials", "seeds", "space"):
         if name not in table:
-            raise reader.error(f"tuning.{name}", None, "given")
-    trials = reader.value(table["trials"], int, "tuning.trials")
-    if trials < 1:
-        raise reader.error("tuning.trials", trials, "a whole number of at least 1")
-    chosen = reader.value(table["seeds"], seeds_hint, "tuning.seeds")
+            raise UsageError(f"{reader.source}: tuning.{name} is missing")
+    hints = typing.get_type_hints(Tuning, include_extras=True)
+    trials, chosen = (
+        reader.value(table[name], hints[name], f"tuning.{name}") for name in ("trials", "seeds")
+    )
     if set(chosen) & set(seeds):
         raise reader.error("tuning.seeds", list(chosen), "none of the protocol's own seeds")
     spaces = reader.table(table["space"], "tuning.space")

@@ -81,6 +81,11 @@ def read(path: Path) -> list[Record]:
         raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, a bare NaN, or too deep
         raise UsageError(f"{path}: is not JSON: {error}") from None
+    return records_of(table, path)
+
+
+def records_of(table: Any, path: Path) -> list[Record]:
+    """Return the records in the JSON of a file; see `read`."""
     if not isinstance(table, dict):
         raise UsageError(f"{path}: must hold a record or pytest-benchmark's JSON, both objects")
     if "benchmarks" not in table:

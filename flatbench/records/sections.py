@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -99,7 +100,8 @@ def differences(pairs: Mapping[int, Pair], name: str = TEST_ACCURACY) -> dict[in
     """
     values = {seed: [value_of(run, name) for run in pair] for seed, pair in pairs.items()}
     return {
-        seed: one - other
+        # rounding alone is no difference
+        seed: 0.0 if math.isclose(one, other, rel_tol=1e-12) else one - other
         for seed, (one, other) in values.items()
         if one is not None and other is not None
     }

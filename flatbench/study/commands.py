@@ -8,21 +8,27 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from flatbench import options as shared
-from flatbench.options import MACHINE, RESULTS, SELECTION, TRAINING, count
+from flatbench.options import MACHINE, RESULTS, SELECTION, TRAINING, assignment, count, names
 from flatbench.protocols.reading import load
+
+if TYPE_CHECKING:
+    from flatbench.study.answer import Answer
 
 EXAMPLES: Final = {
     "tune": "flatbench tune digits --optimizers adam,adam+sam",
+    "try": "flatbench try ./lion.py:Lion --tune lr=1e-5..1e-2 weight_decay=0,0.01,0.1",
 }
 
 
 def add(commands: argparse._SubParsersAction[Any]) -> None:
     """Add the commands to the command line."""
     _add_tune(commands)
+    _add_try(commands)
 
 
 def _add_tune(commands: argparse._SubParsersAction[Any]) -> None:
@@ -78,3 +84,118 @@ def _tune(options: argparse.Namespace) -> int:
         return 1
     print(f"next: flatbench run --protocol {output}")
     return 0
+
+
+def _add_try(commands: argparse._SubParsersAction[Any]) -> None:
+    attempt = commands.add_parser("try", help="is this optimizer better than a protocol's rows?")
+    attempt.add_argument("optimizer", help="./lion.py:Lion, package.module:Class, or a name")
+    many: dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
+    attempt.add_argument(
+        "--options", **many, type=assignment, metavar="NAME=VALUE", help="fixed, of its class"
+    )
+    attempt.add_argument(
+        "--tune",
+        **many,
+        type=space,
+        metavar="NAME=LOW..HIGH|NAME=A,B,C",
+        help="default: lr, weight_decay and rho, those that the class takes and --options leaves",
+    )
+    attempt.add_argument("--no-tuning", action="store_true", help="train it as --options say")
+    attempt.add_argument("--trials", type=count, help="default: as many as the other rows had")
+    attempt.add_argument("--name", help="of its row (default: its class's name)")
+    attempt.add_argument("--against", type=names, help="rows to compare with (default: all)")
+    attempt.add_argument(
+        "--train-references", action="store_true", help="rather than take published records"
+    )
+    attempt.add_argument(
+        "--require",
+        action="append",
+        type=better_than,
+        default=[],
+        metavar="better-than=ROW",
+        help="exit with 1 unless it is, in every comparison",
+    )
+    kept = {name: option for name, option in SELECTION.items() if name != "optimizers"}
+    kept["architectures"] = {**kept["architectures"], "help": "default: the protocol's first"}
+    shared.add(attempt.add_argument, kept, MACHINE, RESULTS, {"workers": TRAINING["workers"]})
+    attempt.set_defaults(command=_try)
+
+
+def space(text: str) -> tuple[str, Any]:
+    """Parse NAME=LOW..HIGH, or NAME=A,B,C."""
+    name, equals, value = text.partition("=")
+    if not name.strip() or not equals:
+        must_be = "must be NAME=LOW..HIGH or NAME=A,B,C"
+        raise argparse.ArgumentTypeError(f"{must_be}, got {text!r}")
+    if ".." in value:
+        return name.strip(), value
+    return name.strip(), [assignment(f"{name}={part}")[1] for part in value.split(",")]
+
+
+def better_than(text: str) -> str:
+    """Parse better-than=ROW and return the row."""
+    kind, equals, row = text.partition("=")
+    if kind != "better-than" or not equals or not row:
+        raise argparse.ArgumentTypeError(f"must be better-than=ROW, got {text!r}")
+    return row
+
+
+def _try(options: argparse.Namespace) -> int:
+    from flatbench import report
+    from flatbench.errors import UsageError
+    from flatbench.files import write_atomically, write_json
+    from flatbench.protocols.cases import Case
+    from flatbench.records.store import Store
+    from flatbench.study import answer, cost
+    from flatbench.study.attempt import Request, attempt, name_of
+    from flatbench.study.runs import machine_of
+
+    protocol = load(options.protocol)
+    if options.no_tuning and (options.tune or options.trials):
+        given = "--tune" if options.tune else "--trials"
+        raise UsageError(f"{given} must be left out with --no-tuning")
+    request = Request(
+        options.optimizer,
+        protocol,
+        name=options.name,
+        options=dict(options.options),
+        space=dict(options.tune),
+        is_tuned=not options.no_tuning,
+        trials=options.trials,
+        architectures=options.architectures,
+        seeds=options.seeds,
+        against=options.against,
+        trains_references=options.train_references,
+    )
+    for row in options.require:
+        if row not in (options.against or protocol.optimizers):
+            rows = ", ".join(options.against or protocol.optimizers)
+            raise UsageError(f"--require better-than must be one of {rows}, got {row!r}")
+    machine, folder = machine_of(options), options.results / name_of(request)
+    found = attempt(
+        request, machine, Store(folder, resume=True), lambda line: print(line, flush=True)
+    )
+    said = answer.lines(found.answer, found.section.outcome)
+    architecture, mine = found.section.architectures[0], found.answer.mine
+    if "adam" in found.protocol.optimizers and not found.answer.lost:
+        own, adam = (Case(found.protocol, architecture, row, 0) for row in (mine, "adam"))
+        said.append(cost.beside(own, adam, machine).sentence())
+    print("\n".join(said))
+    whole = report.render(found.records, protocols=[found.protocol])
+    listed = "".join(f"- {line.strip()}\n" for line in said)
+    text = f"# Is {mine} better?\n\n{listed}\n{whole}"
+    write_json(folder / "answer.json", found.answer.to_json())
+    write_atomically(folder / "report.md", text.encode())
+    print(f"report: {folder / 'report.md'}")
+    return _verdict(found.answer, options.require, found.completed)
+
+
+def _verdict(found: Answer, required: Sequence[str], completed: bool) -> int:
+    from flatbench.study.answer import require
+
+    short = [why for row in required if (why := require(found, row)) is not None]
+    if not completed:
+        short.append(f"{found.mine} came to no end with any seed")
+    for line in short:
+        print(f"flatbench: {line}", file=sys.stderr)
+    return 1 if short else 0

@@ -54,9 +54,9 @@ def winners_table(tuned: Tuned) -> Table:
     return Table(
         f"Winners of {tuned.protocol.name}",
         f"Of {tuning.trials} trials each, with seeds {ranges(tuning.seeds)}, the one whose mean "
-        "less its standard error is best. Mean ± sample standard deviation over the seeds. At an edge: "
-        "in the outer tenth of its range (logarithmic), or at an end of a choice: a better value "
-        "may lie beyond it. Lost: trials with a seed that diverged or failed, which can't win.",
+        "less its standard error is best. Mean ± sample standard deviation over the seeds. At an "
+        "edge: in the outer tenth of its range (logarithmic), or at an end of a choice; a better "
+        "value may lie beyond it. Lost: trials with a seed that diverged or failed. None can win.",
         "row",
         ("values", name, "at an edge", "lost"),
         tuple(rows),

@@ -69,11 +69,13 @@ def text(tuned: Tuned, folder: Path) -> str:
 def _set(table: dict[str, Any], tuned: Tuned, row: str) -> None:
     """Set the winning values of one row in its table."""
     first, *others = tuned.architectures
+    _shorten(table)
     shared = _values(tuned, row, first)
     changes = table.pop("architectures", {})
     _merge(table, shared)
     for architecture in (first, *others):
         change = changes.pop(architecture, {})
+        _shorten(change)
         for name in tuning_of(tuned.protocol).space[row]:  # what stood there was tuned elsewhere
             change.pop(name, None)
             change.get("options", {}).pop(name, None)
@@ -84,6 +86,12 @@ def _set(table: dict[str, Any], tuned: Tuned, row: str) -> None:
             table.setdefault("architectures", {})[architecture] = change
     if changes:  # of architectures that were not tuned now
         table.setdefault("architectures", {}).update(changes)
+
+
+def _shorten(table: dict[str, Any]) -> None:
+    """Put the long form of rho, adaptive and eta into the short one, which overrides can change."""
+    long_form = table.pop("perturbation", {})
+    table.update({key: value for key, value in long_form.items() if key != "method"})
 
 
 def _values(tuned: Tuned, row: str, architecture: str) -> dict[str, Any]:
@@ -106,12 +114,9 @@ def _merge(table: dict[str, Any], values: dict[str, Any]) -> None:
     options = values.get("options", {})
     for name in options:
         table.pop(name, None)
-    perturbation = table.get("perturbation")
     for name, value in values.items():
         if name == "options":
             table.setdefault("options", {}).update(value)
-        elif isinstance(perturbation, dict) and name in perturbation:
-            perturbation[name] = value
         else:
             table.get("options", {}).pop(name, None)
             table[name] = value

@@ -1,0 +1,361 @@
+"""`flatbench try`: an optimizer of one's own beside a protocol's rows, on equal terms."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flatbench import components
+from flatbench.errors import UsageError
+from flatbench.protocols.cases import Case, grid
+from flatbench.protocols.protocol import OPTIMIZERS, Protocol, Row
+from flatbench.protocols.reading import PROTOCOLS, SHORT_OPTIONS, read_row
+from flatbench.protocols.schema import Reader
+from flatbench.protocols.tuning import Choice, Range, Tuning, read_space, with_values
+from flatbench.records.published import published
+from flatbench.records.record import Record
+from flatbench.records.sections import Section, sections
+from flatbench.records.store import Store
+from flatbench.stats import summary
+from flatbench.study.answer import Answer, Question, answer
+from flatbench.study.runs import Machine, train
+from flatbench.study.tune import Tuned, tune
+from flatbench.study.tuning_report import edges_text, outcome_text, values_text
+from flatbench.text import did_you_mean, ranges
+from flatbench.training.optimizers import OURS
+
+SOURCE = "try"
+DEFAULT_SPACE: Mapping[str, Range] = {
+    "lr": Range(1e-5, 1.0),
+    "weight_decay": Range(1e-6, 1e-1),
+    "rho": Range(1e-2, 1.0),
+}
+# Two numbers of gradients are equal if they agree to 1 %: a row may have lost a last batch.
+EQUAL = 0.01
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for: an optimizer, how it is tuned, and what it is compared with."""
+
+    reference: str  # as a protocol's row has it; a file is relative to the current folder
+    protocol: Protocol
+    name: str | None = None  # of its row; None: the class's own
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    space: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # as [tuning.space] has it
+    is_tuned: bool = True
+    trials: int | None = None  # None: the protocol's own, which its rows had too
+    architectures: Sequence[str] | None = None  # None: the protocol's first
+    seeds: Sequence[int] | None = None  # None: the protocol's
+    against: Sequence[str] | None = None  # None: all rows
+    trains_references: bool = False
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What came of it."""
+
+    protocol: Protocol  # with the rows that were added
+    mine: tuple[str, ...]  # mine's row, and the same with more epochs
+    records: tuple[Record, ...]  # of all rows that were compared
+    section: Section
+    answer: Answer
+
+    @property
+    def completed(self) -> bool:
+        """Whether mine completed with any seed."""
+        return any(r.optimizer == self.mine[0] and r.status == "completed" for r in self.records)
+
+
+def attempt(request: Request, machine: Machine, store: Store, say: Say) -> Attempt:
+    """Tune and train an optimizer, and compare it with the rows of a protocol.
+
+    Args:
+        request: what is asked for.
+        machine: where it trains.
+        store: keeps its records; finished ones are taken as they are.
+        say: takes each line that says what is being done.
+
+    Raises:
+        UsageError: the optimizer, its options or the protocol can't be used.
+    """
+    row, protocol = _with_mine(request)
+    name = row.name
+    architectures = tuple(request.architectures or protocol.model.names[:1])
+    seeds = tuple(request.seeds or request.protocol.seeds)
+    against = _rows(request)
+    # Whatever is wrong with a name is said before anything trains.
+    mine = grid(protocol, architectures, [name], seeds)
+    others = grid(protocol, architectures, against, seeds)
+    say(
+        f"{request.reference} as row {name!r} of protocol {protocol.name} on "
+        f"{', '.join(architectures)}, seeds {ranges(seeds)}, beside {', '.join(against)}"
+    )
+    left = [a for a in protocol.model.names if a not in architectures]
+    if left and request.architectures is None:
+        say(f"not on {', '.join(left)}: --architectures {','.join(protocol.model.names)}")
+    if protocol.tuning is not None:
+        protocol = _tuned(protocol, name, architectures, machine, store, say)
+        mine = grid(protocol, architectures, [name], seeds)
+    records = train(mine, machine, store)
+    known = [] if request.trains_references else published(request.protocol)
+    records += _references(others, known, machine, store, say)
+    protocol, longer, questions = _questions(protocol, name, against, architectures, records, say)
+    more = [c for (row_name, a) in longer for c in grid(protocol, [a], [row_name], seeds)]
+    shipped = {r.id: r for r in known}
+    records += [shipped[c.id] for c in more if c.id in shipped]
+    records += train([c for c in more if c.id not in shipped], machine, store)
+    (section,) = sections(records, [protocol])
+    rows = (name, *(r for r, _ in longer if r.startswith(f"{name}-")))
+    return Attempt(
+        protocol,
+        tuple(dict.fromkeys(rows)),
+        tuple(records),
+        section,
+        answer(section, rows, questions),
+    )
+
+
+def name_of(request: Request) -> str:
+    """Return the name of mine's row: the one that was given, or its class's in lower case."""
+    return request.name or request.reference.rpartition(":")[2].rpartition(".")[2].lower()
+
+
+def _rows(request: Request) -> tuple[str, ...]:
+    has = tuple(request.protocol.optimizers)
+    for row in request.against or ():
+        if row not in has:
+            raise UsageError(
+                f"--against must be among {', '.join(has)} for protocol "
+                f"{request.protocol.name!r}, got {row!r}{did_you_mean(row, has)}"
+            )
+    return tuple(request.against or has)
+
+
+def _with_mine(request: Request) -> tuple[Row, Protocol]:
+    """Return mine's row, and the protocol with it and with its tuning."""
+    protocol = request.protocol
+    reference, folder = _from_here(request.reference, protocol)
+    is_ours = reference in OPTIMIZERS and not components.is_registered(reference)
+    if not components.is_known(reference, OPTIMIZERS):
+        raise UsageError(
+            f"{SOURCE}: the optimizer must be one of {', '.join(OPTIMIZERS)}, or "
+            f"{components.FORMS}, got {request.reference!r}"
+        )
+    component = components.find(reference, folder, OURS, SOURCE)
+    name = name_of(request)
+    if name in protocol.optimizers:
+        raise UsageError(
+            f"{SOURCE}: {name!r} is a row of protocol {protocol.name!r}; give another --name"
+        )
+    space = _space(request, component) if request.is_tuned else {}
+    if not is_ours:
+        tried = dict.fromkeys(space) | dict(request.options)
+        components.arguments(component, tried, f"{SOURCE}: --options", positional=1)
+    table: dict[str, Any] = {"optimizer": reference, "options": {}}
+    middle = {"lr": math.sqrt(DEFAULT_SPACE["lr"].low)} if is_ours and "lr" in space else {}
+    for key, value in (middle | dict(request.options)).items():
+        into = table if is_ours and key in SHORT_OPTIONS else table["options"]
+        into[key] = value
+    row = read_row(table, name, SOURCE)
+    tuning = None
+    if space:
+        if protocol.tuning is None and request.trials is None:
+            raise UsageError(
+                f"protocol {protocol.name!r}: table [tuning] is missing, which says how many "
+                "trials its rows had; give --no-tuning, with --options"
+            )
+        if protocol.data.validation == 0:
+            raise UsageError(
+                f"protocol {protocol.name!r}: data.validation must be above 0 to tune on, got 0; "
+                "give --no-tuning, with --options"
+            )
+        given = protocol.tuning
+        tuning = Tuning(
+            request.trials or (given.trials if given else 0),
+            given.seeds if given else (1000, 1001),
+            {name: read_space(Reader(SOURCE), space, row, "--tune")},
+        )
+    return row, dataclasses.replace(
+        protocol,
+        folder=folder,
+        optimizers={**protocol.optimizers, name: row},
+        tuning=tuning,
+    )
+
+
+def _from_here(reference: str, protocol: Protocol) -> tuple[str, Path]:
+    """Return a reference and the folder that it is relative to, for a protocol that has it.
+
+    A protocol that comes with flatbench refers to no file. Another one may, so the reference must
+    be relative to that one's folder.
+    """
+    here = Path.cwd()
+    if protocol.folder == PROTOCOLS.resolve():
+        return reference, here
+    path, colon, attribute = reference.rpartition(":")
+    if not colon or not path.startswith(("./", "../")):
+        return reference, protocol.folder
+    relative = Path(os.path.relpath(here / path, protocol.folder)).as_posix()
+    dotted = relative if relative.startswith("../") else f"./{relative}"
+    return f"{dotted}:{attribute}", protocol.folder
+
+
+def _space(request: Request, component: components.Component) -> dict[str, Any]:
+    """Return what is tuned, as ``[tuning.space]`` has it."""
+    if request.space:
+        both = [name for name in request.space if name in request.options]
+        if both:
+            raise UsageError(f"{SOURCE}: {both[0]!r} must stand in --options or --tune, not both")
+        return dict(request.space)
+    return {
+        name: str(found)
+        for name, found in DEFAULT_SPACE.items()
+        if components.takes(component, name) and name not in request.options
+    }
+
+
+def _tuned(
+    protocol: Protocol,
+    name: str,
+    architectures: Sequence[str],
+    machine: Machine,
+    store: Store,
+    say: Say,
+) -> Protocol:
+    """Return the protocol with mine's winning values."""
+    assert protocol.tuning is not None
+    tuning = protocol.tuning
+    space = ", ".join(f"{key} in {_shown(found)}" for key, found in tuning.space[name].items())
+    say(
+        f"tuning on the validation part: {space}; {tuning.trials} trials with seeds "
+        f"{ranges(tuning.seeds)}, as many as the other rows had"
+    )
+    found = tune(protocol, [name], architectures, machine=machine, store=store)
+    overrides: dict[tuple[str, str], Row] = dict(protocol.overrides)
+    for architecture in architectures:
+        best = found.best(name, architecture)
+        if best is None:
+            raise UsageError(
+                f"{SOURCE}: {name} on {architecture}: no trial completed all its seeds: "
+                f"{_reason(found)}"
+            )
+        overrides[name, architecture] = with_values(protocol.optimizers[name], best.values)
+        say(f"  {architecture}: {values_text(best.values)}: {outcome_text(best)} on validation")
+    for line in edges_text(found):
+        say(f"  warning: {line}")
+    first = overrides.pop((name, architectures[0]))
+    return dataclasses.replace(
+        protocol, optimizers={**protocol.optimizers, name: first}, overrides=overrides, tuning=None
+    )
+
+
+def _reason(found: Tuned) -> str:
+    return next((r.reason for r in found.records if r.reason), "no reason given")
+
+
+def _shown(found: Range | Choice) -> str:
+    return str(found) if isinstance(found, Range) else ", ".join(map(str, found))
+
+
+def _references(
+    cases: Iterable[Case], known: Iterable[Record], machine: Machine, store: Store, say: Say
+) -> list[Record]:
+    """Return the records of the reference rows: published ones, or trained here."""
+    shipped = {record.id: record for record in known}
+    cases = list(cases)
+    found = [shipped[case.id] for case in cases if case.id in shipped]
+    missing = [case for case in cases if case.id not in shipped]
+    if found:
+        made = dict.fromkeys(
+            f"flatbench {r.provenance.get('flatbench_version')}, "
+            f"torch {r.provenance.get('torch')}, {r.provenance.get('device')}"
+            for r in found
+        )
+        say(
+            f"the other rows: {len(found)} published runs of the same protocol "
+            f"({'; '.join(made)}); --train-references trains them here"
+        )
+    if missing:
+        say(f"the other rows: {len(missing)} runs to train here")
+    return found + train(missing, machine, store)
+
+
+def _questions(
+    protocol: Protocol,
+    name: str,
+    against: Sequence[str],
+    architectures: Sequence[str],
+    records: Sequence[Record],
+    say: Say,
+) -> tuple[Protocol, tuple[tuple[str, str], ...], list[Question]]:
+    """Return what to compare, and the rows that must train longer for it, by architecture."""
+    longer: dict[tuple[str, str], None] = {}
+    questions = []
+    for architecture in architectures:
+        for other in against:
+            own, theirs = (_gradients(records, r, architecture) for r in (name, other))
+            epochs, other_epochs = (
+                Case(protocol, architecture, r, 0).epochs for r in (name, other)
+            )
+            if own is None or theirs is None:
+                questions.append(Question(architecture, name, other, "equal epochs", other))
+            elif abs(own - theirs) <= EQUAL * max(own, theirs):
+                terms = (
+                    "equal gradients" if epochs != other_epochs else "equal epochs and gradients"
+                )
+                questions.append(Question(architecture, name, other, terms, other))
+            else:
+                if epochs == other_epochs:
+                    questions.append(Question(architecture, name, other, "equal epochs", other))
+                short, needed = (
+                    (name, math.ceil(epochs * theirs / own - EQUAL))
+                    if own < theirs
+                    else (other, math.ceil(other_epochs * own / theirs - EQUAL))
+                )
+                protocol, longest = _longer(protocol, short, needed, architecture)
+                longer[longest, architecture] = None
+                pair = (longest, other) if short == name else (name, longest)
+                questions.append(Question(architecture, *pair, "equal gradients", other))
+    for row, architecture in longer:
+        case = Case(protocol, architecture, row, 0)
+        say(f"{row} on {architecture}: {case.epochs} epochs, for as many gradients")
+    return protocol, tuple(longer), questions
+
+
+def _gradients(records: Iterable[Record], row: str, architecture: str) -> float | None:
+    """Return how many gradients a row's training evaluated, as the suite counted them."""
+    return summary(
+        [
+            float(r.gradient_evaluations)
+            for r in records
+            if (r.optimizer, r.architecture, r.status) == (row, architecture, "completed")
+        ]
+    ).mean
+
+
+def _longer(protocol: Protocol, row: str, epochs: int, architecture: str) -> tuple[Protocol, str]:
+    """Return a row that trains so many epochs: one of the protocol's own, or a copy of ``row``.
+
+    A row of the protocol for the same optimizer was tuned for that length, which is fairer.
+    """
+    short = protocol.optimizer(row, architecture)
+    for name in protocol.optimizers:
+        found = protocol.optimizer(name, architecture)
+        alike = (found.optimizer, found.is_sam) == (short.optimizer, short.is_sam)
+        if name.startswith(f"{row}-") and alike and found.epochs == epochs:
+            return protocol, name
+    times = f"{epochs / Case(protocol, architecture, row, 0).epochs:.3g}"
+    name = f"{row}-{times}x"
+    copy = dataclasses.replace(short, name=name, epochs=epochs, against=None)
+    overrides = {**protocol.overrides, (name, architecture): copy}
+    rows = {**protocol.optimizers}
+    rows.setdefault(name, copy)
+    return dataclasses.replace(protocol, optimizers=rows, overrides=overrides), name

@@ -1,0 +1,248 @@
+"""`flatbench try`, run: from an optimizer to an answer, its exit code, and mistakes in one line."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from flatbench import cli
+from flatbench.protocols.cases import Case
+from flatbench.records.reading import collect
+from flatbench.study.cost import beside, state_bytes
+from flatbench.study.runs import Machine
+from tests import tiny
+
+ADAM = {"base": "adam", "lr": 0.003, "weight_decay": 5e-4}
+MINE = """
+import torch
+
+class Lion(torch.optim.Optimizer):
+    def __init__(self, params, lr=1e-3, weight_decay=0.0):
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.sub_(p.grad.sign(), alpha=group["lr"])
+"""
+
+
+def table(**changes):
+    data = {"name": "digits", "validation": 0.25, "train_examples": 600}
+    usual = {
+        "seeds": [0, 1, 2],
+        "data": data,
+        "training": {"epochs": 3, "batch_size": 64},
+        "model": {"width": 4, "architectures": ["resnet18"]},
+        "sharpness": {"examples": 32, "at_end": ["hessian_max_eigenvalue"]},
+        "optimizers": {"adam": ADAM, "adam+sam": {**ADAM, "rho": 0.05}},
+        "tuning": {"trials": 2, "seeds": [100], "space": {"adam": {"lr": "1e-3..1e-1"}}},
+    }
+    return {key: value for key, value in (usual | changes).items() if value is not None}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lion.py").write_text(MINE, encoding="utf-8")
+    tiny.write(tmp_path, table())
+    return tmp_path
+
+
+def attempt(*arguments, protocol="tiny.toml"):
+    return cli.main(["try", *arguments, "--protocol", protocol, "--workers", "2"])
+
+
+def test_tuned_trained_and_compared_on_equal_terms(folder, capsys):
+    assert attempt("./lion.py:Lion") == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert "as row 'lion' of protocol tiny on resnet18, seeds 0, 1, 2, beside adam, adam+sam" in (
+        said.out
+    )
+    assert "lr in 1e-05..1, weight_decay in 1e-06..0.1; 2 trials with seeds 100" in said.out
+    assert "rho" not in said.out.split("tuning on", 1)[1].splitlines()[0]  # which it doesn't take
+    records = {r.id: r for r in collect([folder / "results/lion/tiny"])}
+    assert len(records) == 4 * 3  # of two rows of ours, of mine, and of mine with more epochs
+    gradients = dict.fromkeys(("lion", "lion-2x", "adam", "adam+sam"), 0)
+    for row in gradients:
+        gradients[row] = records[f"tiny/resnet18/{row}/seed0"].gradient_evaluations
+    assert gradients["lion"] == gradients["adam"]
+    assert gradients["lion-2x"] == gradients["adam+sam"] == 2 * gradients["lion"]
+    assert len(collect([folder / "results/lion/tiny-tuning"])) == 2
+    answer = json.loads((folder / "results/lion/answer.json").read_text(encoding="utf-8"))
+    assert [(c["question"]["mine"], c["question"]["reference"]) for c in answer["outcome"]] == [
+        ("lion", "adam"),
+        ("lion", "adam+sam"),
+        ("lion-2x", "adam+sam"),
+    ]
+    mine, theirs = (
+        [records[f"tiny/resnet18/{row}/seed{s}"].test_accuracy for s in range(3)]
+        for row in ("lion-2x", "adam+sam")
+    )
+    gain = sum(a - b for a, b in zip(mine, theirs, strict=True)) / 3
+    assert answer["outcome"][2]["gain"] == pytest.approx(gain)
+    signed = f"{gain:+.2f}".replace("-", "−")
+    assert f"lion-2x − adam+sam: {signed} points" in said.out
+    assert "bytes a parameter, adam's 8.0" in said.out
+    report = (folder / "results/lion/report.md").read_text(encoding="utf-8")
+    assert report.startswith("# Is lion better?")
+    assert "lion-2x" in report
+
+    # once more: everything is there, and nothing is trained
+    before = {p: p.stat().st_mtime_ns for p in folder.glob("results/lion/*/records/*")}
+    assert attempt("./lion.py:Lion") == 0
+    assert {p: p.stat().st_mtime_ns for p in folder.glob("results/lion/*/records/*")} == before
+
+
+def test_adam_under_another_name_is_the_same_and_not_better(capsys):
+    options = ["--no-tuning", "--options", "lr=0.003", "weight_decay=5e-4", "--against", "adam"]
+    assert attempt("adam", "--name", "lion", *options) == 0
+    said = capsys.readouterr().out
+    assert "lion − adam: equal in every one of 3 seeds: the same" in said
+    required = [*options, "--require", "better-than=adam"]
+    assert attempt("adam", "--name", "lion", *required) == 1
+    expected = "flatbench: better-than=adam: resnet18, equal epochs and gradients: the same\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_what_is_made_worse_on_purpose_is_called_worse(capsys):
+    options = ["--no-tuning", "--options", "lr=1e-9", "--against", "adam", "--seeds", "0-3"]
+    assert attempt("./lion.py:Lion", *options) == 0
+    said = capsys.readouterr().out
+    (line,) = (x for x in said.splitlines() if "lion − adam" in x)
+    assert line.endswith(": worse")
+
+
+def test_a_row_of_fewer_gradients_trains_longer_to_meet_mine(folder, capsys):
+    options = ["rho=0.05", 'base_optimizer={ref = "torch.optim:SGD"}', "lr=0.05"]
+    shutil.copy(Path(__file__).parent / "foreign" / "sam.py", folder)
+    rows = {"sgd": tiny.SGD, "sgd-2x": {**tiny.SGD, "epochs": 6}}
+    tiny.write(folder, table(optimizers=rows, tuning=None))
+    code = attempt("./sam.py:SAM", "--no-tuning", "--options", *options, "--against", "sgd")
+    said = capsys.readouterr()
+    assert (code, said.err) == (0, "")
+    # the protocol's own row of that length is taken
+    assert "equal epochs: sam − sgd:" in said.out
+    assert "equal gradients: sam − sgd-2x:" in said.out
+
+
+def test_one_that_comes_to_no_end(capsys):
+    options = ["--no-tuning", "--options", "lr=1e8", "--against", "adam"]
+    assert attempt("torch.optim:SGD", *options) == 1
+    said = capsys.readouterr()
+    assert said.err == "flatbench: sgd came to no end with any seed\n"
+    assert "lost: tiny/resnet18/sgd/seed0: diverged in epoch 1 of 3" in said.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["./lino.py:Lion"], "there is no file"),
+        (["./lion.py:Loin"], "'./lion.py:Loin': there is no 'Loin' in it (did you mean 'Lion'?)"),
+        (["lion"], "try: the optimizer must be one of sgd, adam, adamw, or package."),
+        (["adam"], "'adam' is a row of protocol 'tiny'; give another --name"),
+        (["./lion.py:Lion", "--name", "Li on"], "a row's name must be lower-case letters"),
+        (
+            ["./lion.py:Lion", "--options", "lrr=1"],
+            "--options: 'lrr' is unknown: ./lion.py:Lion takes lr, weight_decay",
+        ),
+        (["./lion.py:Lion", "--options", "lr"], "must be NAME=VALUE, got 'lr'"),
+        (["./lion.py:Lion", "--tune", "lr"], "must be NAME=LOW..HIGH or NAME=A,B,C, got 'lr'"),
+        (["./lion.py:Lion", "--tune", "lr=1..0.1"], "--tune.lr must be LOW..HIGH with 0 < LOW"),
+        (["./lion.py:Lion", "--tune", "beta=0.9,1"], "--options: 'beta' is unknown"),
+        (
+            ["./lion.py:Lion", "--tune", "lr=0.1,1", "--options", "lr=1"],
+            "'lr' must stand in --options or --tune, not both",
+        ),
+        (["./lion.py:Lion", "--tune", "lr=0.1,1", "--no-tuning"], "--tune must be left out with"),
+        (["./lion.py:Lion", "--against", "adma"], "(did you mean 'adam'?)"),
+        (["./lion.py:Lion", "--require", "adam"], "must be better-than=ROW, got 'adam'"),
+        (
+            ["./lion.py:Lion", "--require", "better-than=sgd"],
+            "--require better-than must be one of adam, adam+sam, got 'sgd'",
+        ),
+        (["./lion.py:Lion", "--architectures", "vgg16"], "--architectures must be among resnet18"),
+    ],
+)
+def test_a_mistake_is_one_line_and_trains_nothing(arguments, says, folder, capsys):
+    assert attempt(*arguments) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+    assert not (folder / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"tuning": None}, "table [tuning] is missing, which says how many trials its rows had"),
+        (
+            {"tuning": None, "data": {"name": "digits", "train_examples": 600}},
+            "table [tuning] is missing",
+        ),
+    ],
+)
+def test_a_protocol_that_cannot_be_tuned_on(changes, says, folder, capsys):
+    tiny.write(folder, table(**changes))
+    assert attempt("./lion.py:Lion") == 2
+    assert says in capsys.readouterr().err
+
+
+def test_nothing_to_choose_on(folder, capsys):
+    data = {"name": "digits", "train_examples": 600}
+    tiny.write(folder, table(tuning=None, data=data))
+    assert attempt("./lion.py:Lion", "--trials", "2") == 2
+    assert "data.validation must be above 0 to tune on, got 0" in capsys.readouterr().err
+
+
+# --- cost
+
+
+def _small(make):
+    weights = [torch.nn.Parameter(torch.ones(100)), torch.nn.Parameter(torch.ones(25, 4))]
+    optimizer = make(weights)
+    for p in weights:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    return state_bytes(optimizer)
+
+
+def test_bytes_of_state():
+    assert _small(lambda p: torch.optim.SGD(p, lr=0.1)) == 0
+    assert _small(lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)) == 4 * 200
+    steps = 2 * 4  # a float32 scalar a parameter
+    assert _small(lambda p: torch.optim.Adam(p, lr=0.1)) == 8 * 200 + steps
+    amsgrad = _small(lambda p: torch.optim.Adam(p, lr=0.1, amsgrad=True))
+    assert amsgrad == 12 * 200 + steps
+
+    class Around(torch.optim.Optimizer):
+        """Keeps its base and a flat copy where no state_dict sees them."""
+
+        def __init__(self, params):
+            super().__init__(params, {})
+            self.base = torch.optim.SGD(params, lr=0.1, momentum=0.9)
+            self.copies = {"all": [torch.zeros(50), [torch.zeros(50)]]}
+            self.views = [self.copies["all"][0][:10], params[0].view(10, 10)]
+
+        def step(self, closure=None):
+            self.base.step()
+
+    assert _small(Around) == 4 * 200 + 4 * 100
+
+
+def test_the_cost_beside_adam(folder):
+    protocol = tiny.protocol(folder, table())
+    mine, adam = (Case(protocol, "resnet18", row, 0) for row in ("adam+sam", "adam"))
+    threads = torch.get_num_threads()
+    found = beside(mine, adam, Machine("cpu"))
+    assert torch.get_num_threads() == threads
+    assert found.low <= found.ratio <= found.high
+    assert found.ratio > 1.2  # two passes and not one: no noise makes that up
+    assert found.other_state == pytest.approx(8, abs=0.1)
+    assert found.state >= found.other_state + 3.9  # SAM keeps a copy of the weights
+    assert "adam+sam takes" in found.sentence()
