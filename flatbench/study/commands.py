@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 EXAMPLES: Final = {
     "tune": "flatbench tune digits --optimizers adam,adam+sam",
     "try": "flatbench try ./lion.py:Lion --tune lr=1e-5..1e-2 weight_decay=0,0.01,0.1",
+    "check": "flatbench check ./mysam.py:MySAM --options rho=0.1",
 }
 
 
@@ -29,6 +30,7 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
     """Add the commands to the command line."""
     _add_tune(commands)
     _add_try(commands)
+    _add_check(commands)
 
 
 def _add_tune(commands: argparse._SubParsersAction[Any]) -> None:
@@ -199,3 +201,33 @@ def _verdict(found: Answer, required: Sequence[str], completed: bool) -> int:
     for line in short:
         print(f"flatbench: {line}", file=sys.stderr)
     return 1 if short else 0
+
+
+def _add_check(commands: argparse._SubParsersAction[Any]) -> None:
+    check = commands.add_parser("check", help="does a SAM optimizer do what SAM says?")
+    check.add_argument("optimizer", help="./mysam.py:MySAM, or package.module:Class")
+    check.add_argument(
+        "--options",
+        nargs="+",
+        action="extend",
+        default=[],
+        type=assignment,
+        metavar="NAME=VALUE",
+        help="of its class; a base optimizer that it needs is torch's SGD if none is given",
+    )
+    check.set_defaults(command=_check)
+
+
+def _check(options: argparse.Namespace) -> int:
+    from tabulate import tabulate
+
+    from flatbench.study.conformance import check, is_wrong
+
+    lines = check(options.optimizer, dict(options.options))
+    print(tabulate([(x.name, x.verdict, x.detail) for x in lines], tablefmt="plain"))
+    wrong = sum(map(is_wrong, lines))
+    if not wrong:
+        return 0
+    what = f"{wrong} of {len(lines)} properties fail"
+    print(f"flatbench: {options.optimizer}: {what}", file=sys.stderr)
+    return 1
