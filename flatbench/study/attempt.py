@@ -104,12 +104,14 @@ def attempt(request: Request, machine: Machine, store: Store, say: Say) -> Attem
     if protocol.tuning is not None:
         protocol = _tuned(protocol, name, architectures, machine, store, say)
         mine = grid(protocol, architectures, [name], seeds)
-    records = train(mine, machine, store)
     known = [] if request.trains_references else published(request.protocol)
-    records += _references(others, known, machine, store, say)
+    shipped = {record.id: record for record in known}
+    records = [shipped[case.id] for case in others if case.id in shipped]
+    missing = [case for case in others if case.id not in shipped]
+    _say_whose(records, len(missing), say)
+    records += train([*mine, *missing], machine, store)
     protocol, longer, questions = _questions(protocol, name, against, architectures, records, say)
     more = [c for (row_name, a) in longer for c in grid(protocol, [a], [row_name], seeds)]
-    shipped = {r.id: r for r in known}
     records += [shipped[c.id] for c in more if c.id in shipped]
     records += train([c for c in more if c.id not in shipped], machine, store)
     (section,) = sections(records, [protocol])
@@ -265,14 +267,8 @@ def _shown(found: Range | Choice) -> str:
     return str(found) if isinstance(found, Range) else ", ".join(map(str, found))
 
 
-def _references(
-    cases: Iterable[Case], known: Iterable[Record], machine: Machine, store: Store, say: Say
-) -> list[Record]:
-    """Return the records of the reference rows: published ones, or trained here."""
-    shipped = {record.id: record for record in known}
-    cases = list(cases)
-    found = [shipped[case.id] for case in cases if case.id in shipped]
-    missing = [case for case in cases if case.id not in shipped]
+def _say_whose(found: Sequence[Record], missing: int, say: Say) -> None:
+    """Say where the reference rows' records come from."""
     if found:
         made = dict.fromkeys(
             f"flatbench {r.provenance.get('flatbench_version')}, "
@@ -284,8 +280,7 @@ def _references(
             f"({'; '.join(made)}); --train-references trains them here"
         )
     if missing:
-        say(f"the other rows: {len(missing)} runs to train here")
-    return found + train(missing, machine, store)
+        say(f"the other rows: {missing} runs to train here")
 
 
 def _questions(
