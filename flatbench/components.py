@@ -267,10 +267,10 @@ def arguments(
         UsageError: an option is unknown, or a parameter without a default has no value.
     """
     given = given or {}
-    parameters = dict([*_parameters(component.target).items()][positional:])
-    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    takers = dict([*parameters(component.target).items()][positional:])
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in takers.values())
     named = {
-        name: p for name, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+        name: p for name, p in takers.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
     }
     unknown = [] if takes_all else [name for name in options if name not in named]
     values = {name: value for name, value in given.items() if name in named} | dict(options)
@@ -284,10 +284,17 @@ def arguments(
 
 def takes(component: Component, name: str) -> bool:
     """Return whether a component has a parameter of this name."""
-    return name in _parameters(component.target)
+    return name in parameters(component.target)
 
 
-def _parameters(target: Any) -> Mapping[str, inspect.Parameter]:
+def needs(component: Component, name: str) -> bool:
+    """Return whether a component has a parameter of this name without a default."""
+    found = parameters(component.target).get(name)
+    return found is not None and found.default is found.empty
+
+
+def parameters(target: Any) -> Mapping[str, inspect.Parameter]:
+    """Return the parameters of a class or function, by name; of one that tells none, all."""
     try:
         return inspect.signature(target).parameters
     except (TypeError, ValueError):  # not callable; or written in C without a signature

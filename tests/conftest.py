@@ -19,6 +19,16 @@ for name in [name for name in os.environ if name.startswith("PYTEST_XDIST_")]:
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
+# Files of a minute or half of one, the longest first: two workers then end at about the same time.
+LONG = ("workflows", "try", "kernel_numbers", "kernel_writes", "kernel_changes", "gpu_command")
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the long files; with --no-loadscope-reorder xdist keeps that order."""
+    place = {f"test_{name}": number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONG)))
+
+
 @pytest.fixture(autouse=True)
 def settings_put_back():
     """No test leaves its arithmetic to the next."""

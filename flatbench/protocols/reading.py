@@ -334,6 +334,29 @@ def _merged(shared: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def from_table(table: dict[str, Any], source: str) -> Protocol:
+    """Return the protocol of a table that is no file's; paths are relative to the current folder.
+
+    Args:
+        table: as a protocol file has it.
+        source: its name, which opens an error too.
+
+    Raises:
+        UsageError: as of a protocol file.
+    """
+    return _Reader(source).protocol(table)
+
+
+def read_sharpness(table: dict[str, Any], source: str) -> Sharpness:
+    """Return the ``[sharpness]`` of a table that is no file's.
+
+    Raises:
+        UsageError: a value is out of range.
+    """
+    listed = {k: list(v) if isinstance(v, tuple) else v for k, v in table.items()}
+    return _Reader(source).read(Sharpness, listed, "sharpness.")
+
+
 def read_row(table: dict[str, Any], name: str, source: str) -> Row:
     """Return a row of a table that is no file's.
 

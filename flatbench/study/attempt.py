@@ -17,6 +17,7 @@ from flatbench.protocols.protocol import OPTIMIZERS, Protocol, Row
 from flatbench.protocols.reading import PROTOCOLS, SHORT_OPTIONS, read_row
 from flatbench.protocols.schema import Reader
 from flatbench.protocols.tuning import Choice, Range, Tuning, read_space, with_values
+from flatbench.records.provenance import describe
 from flatbench.records.published import published
 from flatbench.records.record import Record
 from flatbench.records.sections import Section, sections
@@ -27,6 +28,7 @@ from flatbench.study.runs import Machine, train
 from flatbench.study.tune import Tuned, tune
 from flatbench.study.tuning_report import edges_text, outcome_text, values_text
 from flatbench.text import did_you_mean, ranges
+from flatbench.training import devices
 from flatbench.training.optimizers import OURS
 
 SOURCE = "try"
@@ -125,12 +127,12 @@ def attempt(request: Request, machine: Machine, store: Store, say: Say) -> Attem
         mine = grid(protocol, architectures, [name], seeds)
     elif request.is_tuned:
         say(f"nothing to tune: of {', '.join(DEFAULT_SPACE)} it takes none but --options has it")
-    records = train(mine, machine, store)
     known = None if request.trains_references else published(request.protocol)
-    shipped = {r.id: r for r in known or ()}
-    if not _completed(records, name):  # whatever is trained beside it is trained in vain
-        others = [case for case in others if case.id in shipped]
-    records += _references(others, known, records[0], machine, store, say)
+    shipped = {record.id: record for record in known or ()}
+    records = [shipped[case.id] for case in others if case.id in shipped]
+    missing = [case for case in others if case.id not in shipped]
+    _say_whose(records, known, len(missing), _made_here(protocol, machine), say)
+    records += train([*mine, *missing], machine, store)
     protocol, longer, questions = questions_of(
         protocol, request.protocol, name, against, architectures, records
     )
@@ -307,34 +309,28 @@ def _shown(found: Range | Choice) -> str:
     return str(found) if isinstance(found, Range) else ", ".join(map(str, found))
 
 
-def _references(
-    cases: Iterable[Case],
+def _say_whose(
+    found: Sequence[Record],
     known: Sequence[Record] | None,
-    mine: Record,
-    machine: Machine,
-    store: Store,
+    missing: int,
+    here: Mapping[str, Any],
     say: Say,
-) -> list[Record]:
-    """Return the records of the reference rows.
+) -> None:
+    """Say where the reference rows' records come from.
 
     Args:
-        cases: the reference rows'.
-        known: the published records, or None to train all.
-        mine: a record made here, to say how those differ.
-        machine: where the others train.
-        store: keeps their records.
-        say: takes each line that says what is being done.
+        found: those of them that are published.
+        known: all that are published of the protocol; None where none is wanted.
+        missing: how many must be trained.
+        here: the provenance of a run here.
+        say: takes each line.
     """
-    shipped = {record.id: record for record in known or ()}
-    cases = list(cases)
-    found = [shipped[case.id] for case in cases if case.id in shipped]
-    missing = [case for case in cases if case.id not in shipped]
     if found:
-        made = dict.fromkeys(map(_made_with, found))
-        here = _made_with(mine)
+        made = [*dict.fromkeys(_made_with(r.provenance) for r in found)]
+        same = made == [_made_with(here)]
         say(
             f"the other rows: {len(found)} published runs of the same protocol, made with "
-            f"{'; '.join(made)}; {'as here' if [*made] == [here] else f'here: {here}'}; "
+            f"{'; '.join(made)}; {'as here' if same else f'here: {_made_with(here)}'}; "
             "--train-references trains them here"
         )
     if missing:
@@ -342,13 +338,15 @@ def _references(
         if known is not None:
             why = ", which are not published"
         if known == []:
-            why += ": no published run is of this protocol with this content"
-        say(f"the other rows: {len(missing)} runs to train here{why}")
-    return found + train(missing, machine, store)
+            why += ": no published run is of a protocol with this name and content"
+        say(f"the other rows: {missing} runs to train here{why}")
 
 
-def _made_with(record: Record) -> str:
-    made = record.provenance
+def _made_here(protocol: Protocol, machine: Machine) -> Mapping[str, Any]:
+    return describe(devices.find(machine.device), protocol.training.precision)
+
+
+def _made_with(made: Mapping[str, Any]) -> str:
     commit = str(made.get("commit") or "unknown")[:12]
     return (
         f"flatbench {made.get('flatbench_version')} (commit {commit}, sources "

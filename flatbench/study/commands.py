@@ -10,12 +10,14 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 from flatbench import options as shared
+from flatbench.errors import UsageError
 from flatbench.options import MACHINE, RESULTS, SELECTION, TRAINING, assignment, count, names
-from flatbench.protocols.reading import load
-from flatbench.text import markdown_text
+from flatbench.protocols.protocol import Measure, Protocol
+from flatbench.protocols.reading import load, read_sharpness
+from flatbench.text import did_you_mean, markdown_text
 
 if TYPE_CHECKING:
     from flatbench.study.answer import Answer
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 EXAMPLES: Final = {
     "tune": "flatbench tune digits --optimizers adam,adam+sam",
     "try": "flatbench try ./lion.py:Lion --tune lr=1e-5..1e-2 weight_decay=0,0.01,0.1",
+    "check": "flatbench check ./mysam.py:MySAM --options rho=0.1",
+    "sharpness": "flatbench sharpness --model ./net.py:build --weights w.safetensors --data my.npz",
 }
 
 
@@ -30,6 +34,8 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
     """Add the commands to the command line."""
     _add_tune(commands)
     _add_try(commands)
+    _add_check(commands)
+    _add_sharpness(commands)
 
 
 def _add_tune(commands: argparse._SubParsersAction[Any]) -> None:
@@ -143,7 +149,6 @@ def better_than(text: str) -> str:
 
 def _try(options: argparse.Namespace) -> int:
     from flatbench import report
-    from flatbench.errors import UsageError
     from flatbench.files import write_atomically, write_json
     from flatbench.records.store import Store
     from flatbench.study import cost, sentences
@@ -203,3 +208,135 @@ def _verdict(found: Answer, required: Sequence[str], completed: bool) -> int:
     for line in short:
         print(f"flatbench: {line}", file=sys.stderr)
     return 1 if short else 0
+
+
+def _add_check(commands: argparse._SubParsersAction[Any]) -> None:
+    check = commands.add_parser("check", help="does a SAM optimizer do what SAM says?")
+    check.add_argument("optimizer", help="./mysam.py:MySAM, or package.module:Class")
+    check.add_argument(
+        "--options",
+        nargs="+",
+        action="extend",
+        default=[],
+        type=assignment,
+        metavar="NAME=VALUE",
+        help="of its class; a base optimizer that it needs is torch's SGD if none is given",
+    )
+    check.set_defaults(command=_check)
+
+
+def _check(options: argparse.Namespace) -> int:
+    from tabulate import tabulate
+
+    from flatbench.study.conformance import check, is_wrong
+
+    lines = check(options.optimizer, dict(options.options))
+    print(tabulate([(x.name, x.verdict, x.detail) for x in lines], tablefmt="plain"))
+    wrong = sum(map(is_wrong, lines))
+    if not wrong:
+        return 0
+    what = f"{wrong} of {len(lines)} properties fail"
+    print(f"flatbench: {options.optimizer}: {what}", file=sys.stderr)
+    return 1
+
+
+def _add_sharpness(commands: argparse._SubParsersAction[Any]) -> None:
+    sharp = commands.add_parser("sharpness", help="measure a network that is already trained")
+    add = sharp.add_argument
+    add("--weights", type=Path, required=True, help=".safetensors, or a state_dict of torch.save")
+    add("--model", help="./net.py:build, package.module:build, or a network of flatbench's")
+    add("--model-options", nargs="+", action="extend", default=[], type=assignment, metavar="N=V")
+    add("--width", type=count, default=64, help="of a network of flatbench's (default: 64)")
+    add("--data", help="an .npz file, or a data set of flatbench's; it is normalised")
+    add("--loss", help="a reference to a function (default: cross-entropy)")
+    add("--protocol", help="in place of --model and --data: network, data and [sharpness] of it")
+    add("--architecture", help="of the protocol (default: its first)")
+    add("--seed", type=int, help="whose label noise the labels have (default: true labels)")
+    add("--measures", type=names, help="comma-separated (default: all)")
+    add("--examples", type=count, help="training examples measured on (default: 256)")
+    for name, what in (
+        ("rho", "radius of the ascents"),
+        ("adaptive-rho", "radius of the adaptive ascent, relative to |w|"),
+        ("sigma", "noise of average_sharpness"),
+        ("adaptive-sigma", "its noise relative to |w|"),
+    ):
+        add(f"--{name}", type=float, help=what)
+    add("--batchnorm", choices=("eval", "train"), help="statistics of BatchNorm (default: eval)")
+    shared.add(add, MACHINE)
+    add("--output", type=Path, help="write everything here as JSON")
+    sharp.set_defaults(command=_sharpness)
+
+
+def _sharpness(options: argparse.Namespace) -> int:
+    from tabulate import tabulate
+
+    from flatbench.files import write_json
+    from flatbench.study import trained
+    from flatbench.study.runs import Machine
+
+    protocol = _measured_protocol(options)
+    architecture = options.architecture or protocol.model.names[0]
+    found = trained.measure(
+        protocol,
+        architecture,
+        options.weights,
+        options.measures or get_args(Measure),
+        Machine(options.device, None, options.data_dir),
+        options.seed,
+    )
+    unit = " %" if found.outcome_name == "accuracy" else ""
+    on = f"{found.about['examples']} training examples of {found.about['data']}"
+    print(f"{on}: loss {found.loss:.4g}, {found.outcome_name} {found.outcome:.4g}{unit}")
+    if found.warning is not None:
+        print(f"warning: {found.warning}")
+    rows = [
+        (
+            v.name,
+            "" if v.value is None else f"{v.value:.4g}",
+            "" if v.standard_error is None else f"{v.standard_error:.2g}",
+            f"{v.seconds:.1f}",
+            v.failure or "",
+        )
+        for v in found.values
+    ]
+    header = ["measure", "value", "standard error", "seconds", ""]
+    print(tabulate(rows, header, tablefmt="plain", disable_numparse=True))
+    if options.output is not None:
+        write_json(options.output, dataclasses.asdict(found))
+    failed = [v for v in found.values if v.failure is not None]
+    for v in failed:
+        print(f"flatbench: {v.name} could not be measured: {v.failure}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _measured_protocol(options: argparse.Namespace) -> Protocol:
+    """Return the protocol that says what `sharpness` measures."""
+    known = get_args(Measure)
+    for name in options.measures or ():
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise UsageError(f"--measures must be among {', '.join(known)}, got {name!r}{hint}")
+    keys = ("examples", "rho", "adaptive_rho", "sigma", "adaptive_sigma", "batchnorm")
+    settings = {key: v for key in keys if (v := getattr(options, key)) is not None}
+    if options.protocol is None:
+        if options.model is None or options.data is None:
+            raise UsageError("--model and --data must be given, or --protocol")
+        for name in ("architecture", "seed"):
+            if getattr(options, name) is not None:
+                raise UsageError(f"--{name} must be left out without --protocol")
+        from flatbench.study.trained import protocol_of
+
+        return protocol_of(
+            options.model,
+            dict(options.model_options),
+            options.data,
+            options.width,
+            settings,
+            options.loss,
+        )
+    for name in ("model", "data", "loss"):
+        if getattr(options, name) is not None:
+            raise UsageError(f"--{name} must be left out with --protocol")
+    protocol = load(options.protocol)
+    rule = read_sharpness({**vars(protocol.sharpness), **settings}, "--protocol")
+    return dataclasses.replace(protocol, sharpness=rule)
