@@ -6,6 +6,7 @@ come from. What cannot be computed from so few values is None, never NaN.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -114,8 +115,12 @@ def detectable_gain(std: float, n: int, alpha: float = 0.05, power: float = 0.9)
     That is the mean of normal differences with this std for which the two-sided paired t-test at
     ``alpha`` is significant, on the side of the mean, with probability ``power``.
     """
-    if n < 2:
-        return None
+    return None if n < 2 else _detectable(n, alpha, power) * std / math.sqrt(n)
+
+
+@functools.cache
+def _detectable(n: int, alpha: float, power: float) -> float:
+    """Return the noncentrality at which the t-test of n differences has this power."""
     critical = _t_quantile(1 - alpha / 2, n)
 
     def found(noncentrality: float) -> float:
@@ -124,7 +129,7 @@ def detectable_gain(std: float, n: int, alpha: float = 0.05, power: float = 0.9)
     highest = 1.0
     while found(highest) < 0:
         highest *= 2
-    return float(optimize.brentq(found, 0, highest)) * std / math.sqrt(n)
+    return float(optimize.brentq(found, 0, highest))
 
 
 EQUAL = 1e-9  # differences that differ by less than this part of the largest are equal

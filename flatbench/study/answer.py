@@ -1,22 +1,30 @@
-"""Is mine better? The answer that records give, with its uncertainty, in numbers and in words."""
+"""Is mine better? The answer that records give, with its uncertainty; `sentences` has its words."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from flatbench.records.quantities import Quantity, quantity, value_of
+from flatbench.records.quantities import (
+    OUTCOMES,
+    SAM_SHARPNESS,
+    Quantity,
+    is_standard_error,
+    quantity,
+    results_of,
+    value_of,
+)
+from flatbench.records.record import Record
 from flatbench.records.sections import Section
 from flatbench.report.numbers import ALPHA
 from flatbench.stats import Interval, detectable_gain, holm, paired, summary, without_rounding
-from flatbench.text import number, ranges
 
 Verdict = Literal["better", "worse", "can't tell", "the same"]
-HEADLINES = ("hessian_max_eigenvalue", "hessian_trace", "ascent_sharpness", "sam_sharpness")
-OF_SHARPNESS: Mapping[str, str] = {"better": "flatter", "worse": "sharper"}
+# The sharpness that is answered with: the first of them that was measured.
+HEADLINES = ("hessian_max_eigenvalue", "hessian_trace", "ascent_sharpness", SAM_SHARPNESS)
 
 
 @dataclass(frozen=True)
@@ -38,18 +46,26 @@ class Comparison:
         question: what is compared.
         measure: the quantity's name.
         seeds: those that both rows completed with a value.
+        lost: those that the reference completed and mine did not.
+        reference_lost: those that mine completed and the reference did not.
+        unmeasured: those that both completed, of which one has no value, or none above 0 where its
+            logarithm is needed.
         gain: mean paired difference, above 0 where mine is better. Of a sharpness it is the mean of
             log(reference / mine), so that exp(−gain) is mine as a multiple of the reference's.
         interval: of the gain, 95 %, by Student's t.
         p: of the paired t-test, adjusted by Holm's method for all comparisons of this measure.
         detectable: the smallest gain that so many seeds, of the spread seen, would have shown 9
             times out of 10 at the level of the strictest of those tests.
-        verdict: "the same" where every pair is equal; better or worse below p = 0.05.
+        verdict: better or worse below p = 0.05, if no run that is missing could turn it; "the same"
+            where every pair of runs is equal bit for bit. Both need two seeds.
     """
 
     question: Question
     measure: str
     seeds: tuple[int, ...]
+    lost: tuple[int, ...]
+    reference_lost: tuple[int, ...]
+    unmeasured: tuple[int, ...]
     gain: float | None
     interval: Interval | None
     p: float | None
@@ -59,17 +75,26 @@ class Comparison:
     @property
     def is_of_logarithms(self) -> bool:
         """Whether the gain is of logarithms, as a sharpness's is."""
-        return self.measure in HEADLINES
+        return self.measure not in OUTCOMES
 
 
 @dataclass(frozen=True)
 class Answer:
-    """All comparisons of an optimizer: of the outcome, and of one sharpness measure."""
+    """All comparisons of an optimizer.
+
+    Attributes:
+        mine: its row.
+        outcome: by what the runs are judged by, as accuracy.
+        flatness: by the first measured one of `HEADLINES`.
+        other_flatness: by every other sharpness measure.
+        lost: the compared runs that came to no end, with the reason.
+    """
 
     mine: str
     outcome: tuple[Comparison, ...]
     flatness: tuple[Comparison, ...]
-    lost: tuple[str, ...]  # mine's runs that came to no end, with the reason
+    other_flatness: tuple[Comparison, ...]
+    lost: tuple[str, ...]
 
     def of(self, reference: str) -> tuple[Comparison, ...]:
         """Return the outcome's comparisons with one reference row."""
@@ -80,22 +105,37 @@ class Answer:
         return dataclasses.asdict(self)
 
 
-def answer(section: Section, mine: Sequence[str], questions: Sequence[Question]) -> Answer:
-    """Return the answer to questions about the rows ``mine``, the first of which is the optimizer.
+def answer(section: Section, mine: str, questions: Sequence[Question]) -> Answer:
+    """Return the answer to questions about the row ``mine``.
 
     Pairs are runs of the same seed, which share label noise, first weights and batches.
     """
-    records = [r for q in questions for r in section.cell(q.architecture, q.mine)]
-    found = next(
-        (m for m in HEADLINES if any(value_of(r, m) is not None for r in records)), HEADLINES[-1]
+    records = [
+        r
+        for q in questions
+        for row in (q.mine, q.reference)
+        for r in section.cell(q.architecture, row)
+    ]
+    measured = dict.fromkeys(
+        name
+        for r in records
+        for name in results_of(r)
+        if name not in OUTCOMES and not is_standard_error(name)
     )
+    headline = next((name for name in HEADLINES if name in measured), SAM_SHARPNESS)
     lost = dict.fromkeys(
         f"{r.id}: {r.reason or r.status}" for r in records if r.status != "completed"
     )
     return Answer(
-        mine[0],
+        mine,
         _compared(section, section.outcome, questions),
-        _compared(section, quantity(found), questions),
+        _compared(section, quantity(headline), questions),
+        tuple(
+            c
+            for name in measured
+            if name != headline
+            for c in _compared(section, quantity(name), questions)
+        ),
         tuple(lost),
     )
 
@@ -105,106 +145,91 @@ def _compared(
 ) -> tuple[Comparison, ...]:
     gains = [_gains(section, measured, q) for q in questions]
     tests = [paired([*g.values()]) for g in gains]
-    raw = {i: t.t_p for i, t in enumerate(tests) if t is not None and t.t_p is not None}
+    rows = [_rows(q) for q in questions]
+    raw = {
+        key: t.t_p
+        for key, t in zip(rows, tests, strict=True)
+        if t is not None and t.t_p is not None
+    }
     adjusted = dict(zip(raw, holm([*raw.values()]), strict=True))
     made = []
-    for i, (question, gain, test) in enumerate(zip(questions, gains, tests, strict=True)):
-        p = adjusted.get(i)
-        equal = [*gain.values()] and not any(gain.values())
-        verdict: Verdict = "the same" if equal else "can't tell"
-        if test is not None and p is not None and p < ALPHA:
-            verdict = "better" if test.mean > 0 else "worse"
+    for question, key, gain, test in zip(questions, rows, gains, tests, strict=True):
+        one, other = (_completed(section, question.architecture, row) for row in key[1:])
+        # a seed that only one of the two was given is not lost
+        mine, theirs = ({r.seed for r in section.cell(key[0], row)} for row in key[1:])
+        both = mine & theirs
         spread = summary(without_rounding([*gain.values()])).std
-        made.append(
-            Comparison(
-                question,
-                measured.name,
-                tuple(sorted(gain)),
-                None if test is None else test.mean,
-                None if test is None else test.interval,
-                p,
-                detectable_gain(spread, len(gain), ALPHA / len(raw)) if spread and raw else None,
-                verdict,
-            )
+        found = Comparison(
+            question,
+            measured.name,
+            tuple(sorted(gain)),
+            tuple(sorted(both & other.keys() - one.keys())),
+            tuple(sorted(both & one.keys() - other.keys())),
+            tuple(sorted((one.keys() & other.keys()) - gain.keys())),
+            None if test is None else test.mean,
+            None if test is None else test.interval,
+            adjusted.get(key),
+            detectable_gain(spread, len(gain), ALPHA / len(raw)) if spread and raw else None,
+            "can't tell",
         )
+        same = all(_are_the_same(one[seed], other[seed]) for seed in one.keys() & other.keys())
+        made.append(dataclasses.replace(found, verdict=_verdict(found, same)))
     return tuple(made)
+
+
+def _completed(section: Section, architecture: str, row: str) -> dict[int, Record]:
+    return {r.seed: r for r in section.cell(architecture, row) if r.status == "completed"}
+
+
+def _verdict(found: Comparison, same: bool) -> Verdict:
+    """Return the verdict.
+
+    Seeds that a row lost are no accident of the others: whatever they would have given, the
+    comparison of the rest says nothing for the row that lost them.
+    """
+    if len(found.seeds) < 2:
+        return "can't tell"
+    if same and not found.lost and not found.reference_lost:
+        return "the same"
+    if found.p is None or found.p >= ALPHA or found.unmeasured or not found.gain:
+        return "can't tell"
+    if found.gain > 0:
+        return "can't tell" if found.lost else "better"
+    return "can't tell" if found.reference_lost else "worse"
+
+
+def _are_the_same(one: Record, other: Record) -> bool:
+    """Return whether two runs gave the same numbers, bit for bit, in every epoch."""
+
+    def numbers(record: Record) -> tuple[object, ...]:
+        curves = [
+            (e.train_loss, e.train_accuracy, e.test_loss, e.test_accuracy) for e in record.history
+        ]
+        return record.train_loss, record.test_loss, results_of(record), curves
+
+    return numbers(one) == numbers(other)
 
 
 def _gains(section: Section, measured: Quantity, question: Question) -> dict[int, float]:
     """Return by how much mine is better, by seed; of a sharpness, how much smaller its log is."""
-    if measured.name == section.outcome.name:
+    if measured.name in OUTCOMES:
         return section.gains(question.architecture, question.mine, question.reference)
     pairs = section.pairs(question.architecture, question.mine, question.reference)
     values = {seed: [value_of(run, measured.name) for run in pair] for seed, pair in pairs.items()}
     return {
-        # a sharpness at or below 0 has no logarithm: that pair says nothing here
         seed: 0.0 if one == other else math.log(other / one)
         for seed, (one, other) in values.items()
         if one is not None and other is not None and one > 0 and other > 0
     }
 
 
-def sentence(found: Comparison, outcome: Quantity) -> str:
-    """Return a comparison in one line."""
-    q = found.question
-    where = f"{q.architecture}, {q.terms}: {q.mine} − {q.reference}"
-    if not found.seeds:
-        return f"{where}: no seed that both completed: can't tell"
-    if found.verdict == "the same":
-        return f"{where}: equal in every one of {len(found.seeds)} seeds: the same"
-    assert found.gain is not None
-    if found.is_of_logarithms:
-        return f"{_ratio(found)}: {OF_SHARPNESS.get(found.verdict, found.verdict)}"
-    unit = " points" if outcome.unit == "%" else ""
-    places = 2 if outcome.unit == "%" else 4
-    parts = [f"{where}: {number(found.gain, places, sign=True)}{unit}"]
-    if found.interval is not None:
-        ends = (number(e, places, sign=True) for e in (found.interval.low, found.interval.high))
-        parts.append(f"95 % from {' to '.join(ends)}")
-    parts.append(_p(found.p))
-    if found.detectable is not None:
-        gain = number(found.detectable, places)
-        parts.append(f"{len(found.seeds)} seeds show {gain} 9 times out of 10")
-    return f"{', '.join(parts)}: {found.verdict}"
+def tests_of(compared: Sequence[Comparison]) -> int:
+    """Return how many tests p was adjusted for: two questions about the same rows are one."""
+    return len({_rows(c.question) for c in compared if c.p is not None})
 
 
-def _ratio(found: Comparison) -> str:
-    q = found.question
-    assert found.gain is not None
-    title = quantity(found.measure).title
-    parts = [
-        f"{q.architecture}, {q.terms}: {q.mine} has {math.exp(-found.gain):.3g} × "
-        f"{q.reference}'s {title[0].lower()}{title[1:]}"
-    ]
-    if found.interval is not None:
-        ends = sorted(math.exp(-e) for e in (found.interval.low, found.interval.high))
-        parts.append(f"95 % from {ends[0]:.3g} to {ends[1]:.3g}")
-    parts.append(_p(found.p))
-    if found.detectable is not None:
-        factor = math.exp(-found.detectable)
-        parts.append(f"{len(found.seeds)} seeds show {factor:.3g} × 9 times out of 10")
-    return ", ".join(parts)
-
-
-def _p(p: float | None) -> str:
-    if p is None:
-        return "no test"
-    return "p < 0.0001" if p < 1e-4 else f"p = {p:.2g}"
-
-
-def lines(found: Answer, outcome: Quantity) -> list[str]:
-    """Return the whole answer, a line for each comparison."""
-    tests = sum(c.p is not None for c in found.outcome)
-    made = [f"lost: {line}" for line in found.lost]
-    seeds = sorted({seed for c in found.outcome for seed in c.seeds})
-    made.append(
-        f"{outcome.titled()}, over seeds {ranges(seeds) or 'none'}; p by the paired t-test, "
-        f"adjusted for {tests} comparison{'s' if tests != 1 else ''}:"
-    )
-    made += [f"  {sentence(c, outcome)}" for c in found.outcome]
-    made.append("flatness, in the same words:")
-    made += [f"  {sentence(c, outcome)}" for c in found.flatness]
-    return made
+def _rows(question: Question) -> tuple[str, str, str]:
+    return question.architecture, question.mine, question.reference
 
 
 def require(found: Answer, reference: str) -> str | None:

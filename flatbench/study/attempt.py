@@ -17,16 +17,18 @@ from flatbench.protocols.protocol import OPTIMIZERS, Protocol, Row
 from flatbench.protocols.reading import PROTOCOLS, SHORT_OPTIONS, read_row
 from flatbench.protocols.schema import Reader
 from flatbench.protocols.tuning import Choice, Range, Tuning, read_space, with_values
+from flatbench.records.provenance import describe
 from flatbench.records.published import published
 from flatbench.records.record import Record
 from flatbench.records.sections import Section, sections
 from flatbench.records.store import Store
-from flatbench.stats import summary
-from flatbench.study.answer import Answer, Question, answer
+from flatbench.study.answer import Answer, answer
+from flatbench.study.equal_terms import questions_of
 from flatbench.study.runs import Machine, train
 from flatbench.study.tune import Tuned, tune
 from flatbench.study.tuning_report import edges_text, outcome_text, values_text
 from flatbench.text import did_you_mean, ranges
+from flatbench.training import devices
 from flatbench.training.optimizers import OURS
 
 SOURCE = "try"
@@ -35,8 +37,6 @@ DEFAULT_SPACE: Mapping[str, Range] = {
     "weight_decay": Range(1e-6, 1e-1),
     "rho": Range(1e-2, 1.0),
 }
-# Two numbers of gradients are equal if they agree to 1 %: a row may have lost a last batch.
-EQUAL = 0.01
 
 Say = Callable[[str], None]
 
@@ -58,12 +58,15 @@ class Request:
     trains_references: bool = False
 
 
+class Untrainable(Exception):
+    """No trial of an optimizer came to an end, so that there is nothing to compare."""
+
+
 @dataclass(frozen=True)
 class Attempt:
     """What came of it."""
 
     protocol: Protocol  # with the rows that were added
-    mine: tuple[str, ...]  # mine's row, and the same with more epochs
     records: tuple[Record, ...]  # of all rows that were compared
     section: Section
     answer: Answer
@@ -71,7 +74,22 @@ class Attempt:
     @property
     def completed(self) -> bool:
         """Whether mine completed with any seed."""
-        return any(r.optimizer == self.mine[0] and r.status == "completed" for r in self.records)
+        return _completed(self.records, self.answer.mine)
+
+    def case(self, row: str) -> Case:
+        """Return a case of a row, on the first architecture that was compared on."""
+        return Case(self.protocol, self.section.architectures[0], row, self.section.seeds[0])
+
+    def adam(self) -> Case:
+        """Return a case of the protocol's Adam, or of one with its usual values."""
+        if "adam" in self.protocol.optimizers:
+            return self.case("adam")
+        row = read_row({"optimizer": "adam", "lr": 1e-3}, "adam", SOURCE)
+        rows = {**self.protocol.optimizers, "adam": row}
+        case = self.case(self.answer.mine)
+        return dataclasses.replace(
+            case, optimizer="adam", protocol=dataclasses.replace(self.protocol, optimizers=rows)
+        )
 
 
 def attempt(request: Request, machine: Machine, store: Store, say: Say) -> Attempt:
@@ -85,6 +103,7 @@ def attempt(request: Request, machine: Machine, store: Store, say: Say) -> Attem
 
     Raises:
         UsageError: the optimizer, its options or the protocol can't be used.
+        Untrainable: every trial lost a seed.
     """
     row, protocol = _with_mine(request)
     name = row.name
@@ -102,27 +121,33 @@ def attempt(request: Request, machine: Machine, store: Store, say: Say) -> Attem
     if left and request.architectures is None:
         say(f"not on {', '.join(left)}: --architectures {','.join(protocol.model.names)}")
     if protocol.tuning is not None:
+        _check_seeds(seeds, protocol.tuning)
+        say(_tuning_text(request, protocol.tuning, name))
         protocol = _tuned(protocol, name, architectures, machine, store, say)
         mine = grid(protocol, architectures, [name], seeds)
-    known = [] if request.trains_references else published(request.protocol)
-    shipped = {record.id: record for record in known}
+    elif request.is_tuned:
+        say(f"nothing to tune: of {', '.join(DEFAULT_SPACE)} it takes none but --options has it")
+    known = None if request.trains_references else published(request.protocol)
+    shipped = {record.id: record for record in known or ()}
     records = [shipped[case.id] for case in others if case.id in shipped]
     missing = [case for case in others if case.id not in shipped]
-    _say_whose(records, len(missing), say)
+    _say_whose(records, known, len(missing), _made_here(protocol, machine), say)
     records += train([*mine, *missing], machine, store)
-    protocol, longer, questions = _questions(protocol, name, against, architectures, records, say)
+    protocol, longer, questions = questions_of(
+        protocol, request.protocol, name, against, architectures, records
+    )
+    for longest, architecture in longer:
+        epochs = Case(protocol, architecture, longest, 0).epochs
+        say(f"{longest} on {architecture}: {epochs} epochs, for as many gradients")
     more = [c for (row_name, a) in longer for c in grid(protocol, [a], [row_name], seeds)]
     records += [shipped[c.id] for c in more if c.id in shipped]
     records += train([c for c in more if c.id not in shipped], machine, store)
     (section,) = sections(records, [protocol])
-    rows = (name, *(r for r, _ in longer if r.startswith(f"{name}-")))
-    return Attempt(
-        protocol,
-        tuple(dict.fromkeys(rows)),
-        tuple(records),
-        section,
-        answer(section, rows, questions),
-    )
+    return Attempt(protocol, tuple(records), section, answer(section, name, questions))
+
+
+def _completed(records: Iterable[Record], row: str) -> bool:
+    return any(r.optimizer == row and r.status == "completed" for r in records)
 
 
 def name_of(request: Request) -> str:
@@ -172,7 +197,7 @@ def _with_mine(request: Request) -> tuple[Row, Protocol]:
         if protocol.tuning is None and request.trials is None:
             raise UsageError(
                 f"protocol {protocol.name!r}: table [tuning] is missing, which says how many "
-                "trials its rows had; give --no-tuning, with --options"
+                "trials its rows had; give --trials N, or --no-tuning with --options"
             )
         if protocol.data.validation == 0:
             raise UsageError(
@@ -224,6 +249,30 @@ def _space(request: Request, component: components.Component) -> dict[str, Any]:
     }
 
 
+def _check_seeds(seeds: Iterable[int], tuning: Tuning) -> None:
+    for seed in seeds:
+        if seed in tuning.seeds:
+            raise UsageError(
+                f"--seeds must be none of those that are tuned with, {ranges(tuning.seeds)}, "
+                f"got {seed}"
+            )
+
+
+def _tuning_text(request: Request, tuning: Tuning, name: str) -> str:
+    space = ", ".join(f"{key} in {_shown(found)}" for key, found in tuning.space[name].items())
+    theirs = request.protocol.tuning
+    if theirs is None:
+        budget = "how many the other rows had is not known"
+    elif theirs.trials == tuning.trials:
+        budget = "as many as the other rows have"
+    else:
+        budget = f"where the other rows have {theirs.trials}"
+    return (
+        f"tuning on the validation part: {space}; {tuning.trials} trials with seeds "
+        f"{ranges(tuning.seeds)}, {budget}"
+    )
+
+
 def _tuned(
     protocol: Protocol,
     name: str,
@@ -234,20 +283,13 @@ def _tuned(
 ) -> Protocol:
     """Return the protocol with mine's winning values."""
     assert protocol.tuning is not None
-    tuning = protocol.tuning
-    space = ", ".join(f"{key} in {_shown(found)}" for key, found in tuning.space[name].items())
-    say(
-        f"tuning on the validation part: {space}; {tuning.trials} trials with seeds "
-        f"{ranges(tuning.seeds)}, as many as the other rows had"
-    )
     found = tune(protocol, [name], architectures, machine=machine, store=store)
     overrides: dict[tuple[str, str], Row] = dict(protocol.overrides)
     for architecture in architectures:
         best = found.best(name, architecture)
         if best is None:
-            raise UsageError(
-                f"{SOURCE}: {name} on {architecture}: no trial completed all its seeds: "
-                f"{_reason(found)}"
+            raise Untrainable(
+                f"{name} on {architecture}: no trial completed all its seeds: {_reason(found)}"
             )
         overrides[name, architecture] = with_values(protocol.optimizers[name], best.values)
         say(f"  {architecture}: {values_text(best.values)}: {outcome_text(best)} on validation")
@@ -267,90 +309,46 @@ def _shown(found: Range | Choice) -> str:
     return str(found) if isinstance(found, Range) else ", ".join(map(str, found))
 
 
-def _say_whose(found: Sequence[Record], missing: int, say: Say) -> None:
-    """Say where the reference rows' records come from."""
+def _say_whose(
+    found: Sequence[Record],
+    known: Sequence[Record] | None,
+    missing: int,
+    here: Mapping[str, Any],
+    say: Say,
+) -> None:
+    """Say where the reference rows' records come from.
+
+    Args:
+        found: those of them that are published.
+        known: all that are published of the protocol; None where none is wanted.
+        missing: how many must be trained.
+        here: the provenance of a run here.
+        say: takes each line.
+    """
     if found:
-        made = dict.fromkeys(
-            f"flatbench {r.provenance.get('flatbench_version')}, "
-            f"torch {r.provenance.get('torch')}, {r.provenance.get('device')}"
-            for r in found
-        )
+        made = [*dict.fromkeys(_made_with(r.provenance) for r in found)]
+        same = made == [_made_with(here)]
         say(
-            f"the other rows: {len(found)} published runs of the same protocol "
-            f"({'; '.join(made)}); --train-references trains them here"
+            f"the other rows: {len(found)} published runs of the same protocol, made with "
+            f"{'; '.join(made)}; {'as here' if same else f'here: {_made_with(here)}'}; "
+            "--train-references trains them here"
         )
     if missing:
-        say(f"the other rows: {missing} runs to train here")
+        why = ""
+        if known is not None:
+            why = ", which are not published"
+        if known == []:
+            why += ": no published run is of a protocol with this name and content"
+        say(f"the other rows: {missing} runs to train here{why}")
 
 
-def _questions(
-    protocol: Protocol,
-    name: str,
-    against: Sequence[str],
-    architectures: Sequence[str],
-    records: Sequence[Record],
-    say: Say,
-) -> tuple[Protocol, tuple[tuple[str, str], ...], list[Question]]:
-    """Return what to compare, and the rows that must train longer for it, by architecture."""
-    longer: dict[tuple[str, str], None] = {}
-    questions = []
-    for architecture in architectures:
-        for other in against:
-            own, theirs = (_gradients(records, r, architecture) for r in (name, other))
-            epochs, other_epochs = (
-                Case(protocol, architecture, r, 0).epochs for r in (name, other)
-            )
-            if own is None or theirs is None:
-                questions.append(Question(architecture, name, other, "equal epochs", other))
-            elif abs(own - theirs) <= EQUAL * max(own, theirs):
-                terms = (
-                    "equal gradients" if epochs != other_epochs else "equal epochs and gradients"
-                )
-                questions.append(Question(architecture, name, other, terms, other))
-            else:
-                if epochs == other_epochs:
-                    questions.append(Question(architecture, name, other, "equal epochs", other))
-                short, needed = (
-                    (name, math.ceil(epochs * theirs / own - EQUAL))
-                    if own < theirs
-                    else (other, math.ceil(other_epochs * own / theirs - EQUAL))
-                )
-                protocol, longest = _longer(protocol, short, needed, architecture)
-                longer[longest, architecture] = None
-                pair = (longest, other) if short == name else (name, longest)
-                questions.append(Question(architecture, *pair, "equal gradients", other))
-    for row, architecture in longer:
-        case = Case(protocol, architecture, row, 0)
-        say(f"{row} on {architecture}: {case.epochs} epochs, for as many gradients")
-    return protocol, tuple(longer), questions
+def _made_here(protocol: Protocol, machine: Machine) -> Mapping[str, Any]:
+    return describe(devices.find(machine.device), protocol.training.precision)
 
 
-def _gradients(records: Iterable[Record], row: str, architecture: str) -> float | None:
-    """Return how many gradients a row's training evaluated, as the suite counted them."""
-    return summary(
-        [
-            float(r.gradient_evaluations)
-            for r in records
-            if (r.optimizer, r.architecture, r.status) == (row, architecture, "completed")
-        ]
-    ).mean
-
-
-def _longer(protocol: Protocol, row: str, epochs: int, architecture: str) -> tuple[Protocol, str]:
-    """Return a row that trains so many epochs: one of the protocol's own, or a copy of ``row``.
-
-    A row of the protocol for the same optimizer was tuned for that length, which is fairer.
-    """
-    short = protocol.optimizer(row, architecture)
-    for name in protocol.optimizers:
-        found = protocol.optimizer(name, architecture)
-        alike = (found.optimizer, found.is_sam) == (short.optimizer, short.is_sam)
-        if name.startswith(f"{row}-") and alike and found.epochs == epochs:
-            return protocol, name
-    times = f"{epochs / Case(protocol, architecture, row, 0).epochs:.3g}"
-    name = f"{row}-{times}x"
-    copy = dataclasses.replace(short, name=name, epochs=epochs, against=None)
-    overrides = {**protocol.overrides, (name, architecture): copy}
-    rows = {**protocol.optimizers}
-    rows.setdefault(name, copy)
-    return dataclasses.replace(protocol, optimizers=rows, overrides=overrides), name
+def _made_with(made: Mapping[str, Any]) -> str:
+    commit = str(made.get("commit") or "unknown")[:12]
+    return (
+        f"flatbench {made.get('flatbench_version')} (commit {commit}, sources "
+        f"{made.get('source_hash')}), torch {made.get('torch')}, {made.get('device')}"
+    )

@@ -17,7 +17,7 @@ from flatbench.errors import UsageError
 from flatbench.options import MACHINE, RESULTS, SELECTION, TRAINING, assignment, count, names
 from flatbench.protocols.protocol import Measure, Protocol
 from flatbench.protocols.reading import load, read_sharpness
-from flatbench.text import did_you_mean
+from flatbench.text import did_you_mean, markdown_text
 
 if TYPE_CHECKING:
     from flatbench.study.answer import Answer
@@ -150,10 +150,9 @@ def better_than(text: str) -> str:
 def _try(options: argparse.Namespace) -> int:
     from flatbench import report
     from flatbench.files import write_atomically, write_json
-    from flatbench.protocols.cases import Case
     from flatbench.records.store import Store
-    from flatbench.study import answer, cost
-    from flatbench.study.attempt import Request, attempt, name_of
+    from flatbench.study import cost, sentences
+    from flatbench.study.attempt import Request, Untrainable, attempt, name_of
     from flatbench.study.runs import machine_of
 
     protocol = load(options.protocol)
@@ -178,18 +177,22 @@ def _try(options: argparse.Namespace) -> int:
             rows = ", ".join(options.against or protocol.optimizers)
             raise UsageError(f"--require better-than must be one of {rows}, got {row!r}")
     machine, folder = machine_of(options), options.results / name_of(request)
-    found = attempt(
-        request, machine, Store(folder, resume=True), lambda line: print(line, flush=True)
-    )
-    said = answer.lines(found.answer, found.section.outcome)
-    architecture, mine = found.section.architectures[0], found.answer.mine
-    if "adam" in found.protocol.optimizers and not found.answer.lost:
-        own, adam = (Case(found.protocol, architecture, row, 0) for row in (mine, "adam"))
-        said.append(cost.beside(own, adam, machine).sentence())
+    store = Store(folder, resume=True)
+    try:
+        found = attempt(request, machine, store, lambda line: print(line, flush=True))
+    except Untrainable as error:
+        print(f"flatbench: {error}", file=sys.stderr)
+        return 1
+    mine, outcome = found.answer.mine, found.section.outcome
+    said = sentences.lines(found.answer, outcome)
+    if found.completed:
+        own = found.case(mine)
+        said.append(cost.beside(own, found.adam(), machine).sentence())
     print("\n".join(said))
+    others = sentences.flatness_lines(found.answer, outcome)
+    listed, more = ("".join(f"- {markdown_text(x.strip())}\n" for x in xs) for xs in (said, others))
     whole = report.render(found.records, protocols=[found.protocol])
-    listed = "".join(f"- {line.strip()}\n" for line in said)
-    text = f"# Is {mine} better?\n\n{listed}\n{whole}"
+    text = f"# Is {mine} better?\n\n{listed}\n## By the other measures\n\n{more}\n{whole}"
     write_json(folder / "answer.json", found.answer.to_json())
     write_atomically(folder / "report.md", text.encode())
     print(f"report: {folder / 'report.md'}")
