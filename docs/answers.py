@@ -153,8 +153,8 @@ An optimizer that takes a gradient a step is compared with four rows, with the S
 epochs and at equal gradients: {len(QUESTIONS)} comparisons of accuracy and as many of the Hessian's
 largest eigenvalue. p is adjusted for all comparisons of a measure (Holm). Every table is made up of
 normal accuracies, and normal logarithms of the eigenvalue, with the spread over seeds that the
-published records of digits have on ResNet-18 (in points: {stds}; mine has
-Adam's).
+published records of digits have on ResNet-18, in points:
+{stds}; mine has Adam's.
 
 ## False alarms
 

@@ -91,8 +91,9 @@ def test_the_sentences_say_the_numbers(normal):
     low, high = math.exp(-flat.interval.high), math.exp(-flat.interval.low)
     assert said[4] == (
         f"  resnet18, equal epochs: lion has {math.exp(-flat.gain):.3g} × adam's "
-        f"largest eigenvalue of the Hessian, 95 % from {low:.3g} × to {high:.3g} ×, p = {flat.p:.2g}, "
-        f"6 seeds would have shown {math.exp(-flat.detectable):.3g} × 9 times out of 10: flatter"
+        f"largest eigenvalue of the Hessian, 95 % from {low:.3g} × to {high:.3g} ×, "
+        f"p = {flat.p:.2g}, 6 seeds would have shown {math.exp(-flat.detectable):.3g} × "
+        "9 times out of 10: flatter"
     )
     assert said[-1].startswith("can't tell in 2 of 4 comparisons: ")
     assert json.loads(json.dumps(found.to_json()))["outcome"][0]["gain"] == first.gain

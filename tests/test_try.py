@@ -1,18 +1,28 @@
 """`flatbench try`, run: from an optimizer to an answer, its exit code, and mistakes in one line."""
 
+import dataclasses
 import json
+import multiprocessing
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 
 from flatbench import cli
+from flatbench.execution import local
 from flatbench.protocols.cases import Case
+from flatbench.protocols.reading import load
 from flatbench.records.reading import collect
+from flatbench.records.sections import sections
+from flatbench.records.store import Store
+from flatbench.study.answer import Question, answer
 from flatbench.study.cost import beside, state_bytes
-from flatbench.study.runs import Machine
+from flatbench.study.equal_terms import questions_of
+from flatbench.study.runs import Machine, train
 from tests import tiny
+from tests.synthetic import record
 
 ADAM = {"base": "adam", "lr": 0.003, "weight_decay": 5e-4}
 MINE = """
@@ -51,6 +61,25 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "lion.py").write_text(MINE, encoding="utf-8")
     tiny.write(tmp_path, table())
     return tmp_path
+
+
+class Worker(threading.Thread):
+    def terminate(self):
+        """Threads end by themselves, once their pipe is closed."""
+
+
+@pytest.fixture(autouse=True)
+def workers_are_threads(monkeypatch, one_thread):
+    """A worker of its own process imports torch first: tests/test_engine.py has those."""
+
+    def spawn(job):
+        ours, theirs = multiprocessing.Pipe()
+        worker = Worker(target=local._work, args=(theirs, job), daemon=True)
+        worker.start()
+        return worker, ours
+
+    monkeypatch.setattr(local.signal, "signal", lambda *_: None)  # for a main thread alone
+    monkeypatch.setattr(local, "_spawn", spawn)
 
 
 def attempt(*arguments, protocol="tiny.toml"):
@@ -103,11 +132,49 @@ def test_adam_under_another_name_is_the_same_and_not_better(capsys):
     options = ["--no-tuning", "--options", "lr=0.003", "weight_decay=5e-4", "--against", "adam"]
     assert attempt("adam", "--name", "lion", *options) == 0
     said = capsys.readouterr().out
-    assert "lion − adam: equal in every one of 3 seeds: the same" in said
+    assert "lion equals adam, bit for bit, in 3 seeds: the same" in said
+    assert "lion equals adam in largest eigenvalue of the Hessian, bit for bit, in 3 seeds" in said
     required = [*options, "--require", "better-than=adam"]
     assert attempt("adam", "--name", "lion", *required) == 1
     expected = "flatbench: better-than=adam: resnet18, equal epochs and gradients: the same\n"
     assert capsys.readouterr().err == expected
+
+
+def test_whose_the_other_runs_are(folder, monkeypatch, capsys):
+    options = ["--no-tuning", "--options", "lr=0.003", "--against", "adam", "--seeds", "0,1"]
+    assert attempt("torch.optim:Adagrad", *options) == 0
+    none = "2 runs to train here, which are not published: no published run is of a protocol with"
+    assert f"the other rows: {none} this name and content\n" in capsys.readouterr().out
+    known = [r for r in collect([folder / "results/adagrad/tiny"]) if r.optimizer == "adam"]
+    monkeypatch.setattr("flatbench.study.attempt.published", lambda _: known)
+    assert attempt("torch.optim:Adagrad", *options, "--results", "other") == 0
+    said = capsys.readouterr().out
+    made = "flatbench 0.1.0 (commit "
+    assert f"the other rows: 2 published runs of the same protocol, made with {made}" in said
+    assert "; as here; --train-references trains them here" in said
+    assert "to train here" not in said
+    assert {r.optimizer for r in collect([folder / "other/adagrad/tiny"])} == {"adagrad"}
+    old = [dataclasses.replace(r, provenance={**r.provenance, "torch": "1.0"}) for r in known]
+    monkeypatch.setattr("flatbench.study.attempt.published", lambda _: old)
+    more = ["--results", "other", "--seeds", "0-2"]
+    assert attempt("torch.optim:Adagrad", *options, *more) == 0
+    said = capsys.readouterr().out
+    assert f"; here: {made}" in said
+    assert "the other rows: 1 runs to train here, which are not published\n" in said
+    assert attempt("torch.optim:Adagrad", *options, *more, "--train-references") == 0
+    assert "the other rows: 3 runs to train here\n" in capsys.readouterr().out
+
+
+def test_adam_with_other_seeds_under_another_name_is_not_better(folder):
+    protocol = tiny.protocol(folder, table(optimizers={"adam": ADAM}, tuning=None, sharpness={}))
+    runs = train(
+        [Case(protocol, "resnet18", "adam", s) for s in range(10)], Machine("cpu", 1), Store(folder)
+    )
+    mine = [dataclasses.replace(r, optimizer="lion", seed=r.seed - 5) for r in runs if r.seed >= 5]
+    (section,) = sections([*(r for r in runs if r.seed < 5), *mine], [protocol])
+    found = answer(section, "lion", [Question("resnet18", "lion", "adam", "equal epochs", "adam")])
+    assert len(found.outcome[0].seeds) == 5
+    assert {c.verdict for c in (*found.outcome, *found.flatness)} == {"can't tell"}
 
 
 def test_what_is_made_worse_on_purpose_is_called_worse(folder, capsys):
@@ -142,6 +209,79 @@ def test_one_that_comes_to_no_end(capsys):
     assert "lost: tiny/resnet18/sgd/seed0: diverged in epoch 1 of 2" in said.out
 
 
+def test_no_trial_comes_to_an_end(folder, capsys):
+    assert attempt("torch.optim:SGD", "--tune", "lr=1e8,1e9", "--trials", "1") == 1
+    said = capsys.readouterr()
+    assert "1 trials with seeds 100, where the other rows have 2" in said.out
+    assert said.err == (
+        "flatbench: sgd on resnet18: no trial completed all its seeds: diverged in epoch 1 of 2: "
+        "the training loss is not finite\n"
+    )
+    assert not (folder / "results/sgd/answer.json").exists()
+
+
+def test_where_there_is_nothing_to_tune_and_no_adam(folder, capsys):
+    tiny.write(folder, table(optimizers={"sgd": tiny.SGD}, tuning=None, seeds=[0]))
+    fixed = ["--options", "lr=0.01", "weight_decay=0"]
+    assert attempt("./lion.py:Lion", *fixed) == 0
+    said = capsys.readouterr().out
+    assert "nothing to tune: of lr, weight_decay, rho it takes none but --options has it" in said
+    assert "lion takes" in said  # its cost, beside an Adam that no row of the protocol is
+    assert "bytes a parameter, adam's 8.0" in said
+
+
+# --- equal terms
+
+
+def counted(row, architecture, gradients):
+    return record(row, architecture, gradient_evaluations=gradients)
+
+
+def test_each_architecture_has_its_own_longer_row():
+    digits = load("digits")
+    mine = dataclasses.replace(digits.optimizers["adam"], name="lion", lr=1.0)
+    rows = {**digits.optimizers, "lion": mine}
+    changed = {**digits.overrides, ("lion", "vgg16"): dataclasses.replace(mine, lr=7.0)}
+    protocol = dataclasses.replace(digits, optimizers=rows, overrides=changed)
+    records = [
+        counted(row, a, n)
+        for a in ("resnet18", "vgg16")
+        for row, n in (("lion", 100), ("sgd+sam", 200))
+    ]
+    protocol, longer, questions = questions_of(
+        protocol, digits, "lion", ["sgd+sam"], ["resnet18", "vgg16"], records
+    )
+    assert longer == (("lion-2x", "resnet18"), ("lion-2x", "vgg16"))
+    for architecture, lr in (("resnet18", 1.0), ("vgg16", 7.0)):
+        found = protocol.optimizer("lion-2x", architecture)
+        assert (found.lr, found.epochs) == (lr, 2 * digits.training.epochs)
+    assert [(q.mine, q.terms) for q in questions] == [
+        ("lion", "equal epochs"),
+        ("lion-2x", "equal gradients"),
+    ] * 2
+
+
+def test_a_longer_row_takes_the_name_of_no_other(tmp_path):
+    rows = {"sgd": tiny.SGD, "sgd-2x": {**tiny.SGD, "epochs": 5}}
+    given = tiny.protocol(tmp_path, table(optimizers=rows, tuning=None))
+    mine = dataclasses.replace(given.optimizers["sgd"], name="mine")
+    protocol = dataclasses.replace(given, optimizers={**given.optimizers, "mine": mine})
+    records = [counted("mine", "resnet18", 200), counted("sgd", "resnet18", 100)]
+    protocol, longer, _ = questions_of(protocol, given, "mine", ["sgd"], ["resnet18"], records)
+    assert longer == (("sgd-2x-copy", "resnet18"),)
+    assert protocol.optimizer("sgd-2x", "resnet18").epochs == 5
+    assert protocol.optimizer("sgd-2x-copy", "resnet18").epochs == 4
+
+
+def test_epochs_are_rounded_up_to_whole_ones():
+    digits = load("digits")
+    mine = dataclasses.replace(digits.optimizers["adam"], name="lion")
+    protocol = dataclasses.replace(digits, optimizers={**digits.optimizers, "lion": mine})
+    records = [counted("lion", "resnet18", 100), counted("adam", "resnet18", 131)]
+    protocol, longer, _ = questions_of(protocol, digits, "lion", ["adam"], ["resnet18"], records)
+    assert protocol.optimizer(longer[0][0], "resnet18").epochs == 20  # of 15 · 1.31 = 19.65
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -168,6 +308,10 @@ def test_one_that_comes_to_no_end(capsys):
         (
             ["./lion.py:Lion", "--require", "better-than=sgd"],
             "--require better-than must be one of adam, adam+sam, got 'sgd'",
+        ),
+        (
+            ["./lion.py:Lion", "--seeds", "99-101"],
+            "--seeds must be none of those that are tuned with, 100, got 100",
         ),
         (["./lion.py:Lion", "--architectures", "vgg16"], "--architectures must be among resnet18"),
     ],
