@@ -167,7 +167,11 @@ def _rows(request: Request) -> tuple[str, ...]:
 
 
 def with_mine(request: Request) -> tuple[Row, Protocol]:
-    """Return mine's row, and the protocol with it and with its tuning."""
+    """Return mine's row, and the protocol with it and with its tuning.
+
+    Raises:
+        UsageError: its class, name, options or space can't be used, or there is no tuning to take.
+    """
     protocol = request.protocol
     reference, folder = _from_here(request.reference, protocol)
     is_ours = reference in OPTIMIZERS and not components.is_registered(reference)
