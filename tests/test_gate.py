@@ -61,6 +61,18 @@ def test_pairs_bound_the_mean_of_the_grids_seeds():
     assert gate.check_pairs(grid(means={"sgd": 90.0, "sgd+sam": 80.0}), close) == []
 
 
+def test_gains_that_are_equal_but_for_rounding_bound_no_pair():
+    hits = range(320, 330)
+    records = [
+        record(row, seed=seed, test_accuracy=100 * (h + more) / 360)
+        for seed, h in enumerate(hits)
+        for row, more in (("sgd", 0), ("sgd+sam", 4))
+    ]
+    gains = {100 * (h + 4) / 360 - 100 * h / 360 for h in hits}
+    assert len(gains) > 1  # rounding has told them apart
+    assert gate.derive(records).pairs == {}
+
+
 def test_thresholds_survive_their_file(tmp_path):
     path = tmp_path / "digits.toml"
     odd = [
