@@ -8,7 +8,6 @@ import threading
 from pathlib import Path
 
 import pytest
-import torch
 
 from flatbench import cli
 from flatbench.execution import local
@@ -19,7 +18,6 @@ from flatbench.records.sections import sections
 from flatbench.records.store import Store
 from flatbench.study.answer import Question, answer
 from flatbench.study.attempt import Request, with_mine
-from flatbench.study.cost import beside, state_bytes
 from flatbench.study.equal_terms import questions_of
 from flatbench.study.runs import Machine, train
 from tests import tiny
@@ -357,52 +355,3 @@ def test_a_file_is_relative_to_here_wherever_the_protocol_lies(folder):
         assert (found.folder / path).resolve() == folder / "lion.py"
         # references of the protocol's own are still found
         assert found.folder == (protocol.folder if protocol is theirs else folder)
-
-
-# --- cost
-
-
-def _small(make):
-    weights = [torch.nn.Parameter(torch.ones(100)), torch.nn.Parameter(torch.ones(25, 4))]
-    optimizer = make(weights)
-    for p in weights:
-        p.grad = torch.ones_like(p)
-    optimizer.step()
-    return state_bytes(optimizer)
-
-
-def test_bytes_of_state():
-    assert _small(lambda p: torch.optim.SGD(p, lr=0.1)) == 0
-    assert _small(lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)) == 4 * 200
-    steps = 2 * 4  # a float32 scalar a parameter
-    assert _small(lambda p: torch.optim.Adam(p, lr=0.1)) == 8 * 200 + steps
-    amsgrad = _small(lambda p: torch.optim.Adam(p, lr=0.1, amsgrad=True))
-    assert amsgrad == 12 * 200 + steps
-
-    class Around(torch.optim.Optimizer):
-        """Keeps its base and a flat copy where no state_dict sees them."""
-
-        def __init__(self, params):
-            super().__init__(params, {})
-            self.base = torch.optim.SGD(params, lr=0.1, momentum=0.9)
-            self.copies = {"all": [torch.zeros(50), [torch.zeros(50)]]}
-            self.views = [self.copies["all"][0][:10], params[0].view(10, 10)]
-            self.myself = {"again": self}
-
-        def step(self, closure=None):
-            self.base.step()
-
-    assert _small(Around) == 4 * 200 + 4 * 100
-
-
-def test_the_cost_beside_adam(folder):
-    protocol = tiny.protocol(folder, table())
-    mine, adam = (Case(protocol, "resnet18", row, 0) for row in ("adam+sam", "adam"))
-    threads = torch.get_num_threads()
-    found = beside(mine, adam, Machine("cpu"))
-    assert torch.get_num_threads() == threads
-    assert found.low <= found.ratio <= found.high
-    assert found.ratio > 1.2  # two passes and not one: no noise makes that up
-    assert found.other_state == pytest.approx(8, abs=0.1)
-    assert found.state >= found.other_state + 3.9  # SAM keeps a copy of the weights
-    assert "adam+sam takes" in found.sentence()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import statistics
 import time
+import types
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flatbench import data
 from flatbench.protocols.cases import Case
@@ -20,6 +22,7 @@ from flatbench.training.setup import prepare
 from flatbench.training.stepping import enter_training
 
 ROUNDS, STEPS = 15, 4  # of each optimizer in turn: 60 steps each
+EVALUATIONS = 3  # the place of the count among what `take_step` returns
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ class Cost:
         high: the third.
         state: bytes of the optimizer's state a parameter.
         other_state: the other one's.
+        gradients: gradient evaluations a step, as flatbench counts them.
+        other_gradients: the other one's.
     """
 
     name: str
@@ -43,13 +48,16 @@ class Cost:
     high: float
     state: float
     other_state: float
+    gradients: float
+    other_gradients: float
 
     def sentence(self) -> str:
         """Return the cost in one line."""
         return (
             f"a step of {self.name} takes {self.ratio:.2f} × {self.other}'s time "
             f"(quartiles {self.low:.2f} to {self.high:.2f}, measured here in turns); its state has "
-            f"{self.state:.1f} bytes a parameter, {self.other}'s {self.other_state:.1f}"
+            f"{self.state:.1f} bytes a parameter, {self.other}'s {self.other_state:.1f}; "
+            f"gradients a step: {self.gradients:.3g}, {self.other}'s {self.other_gradients:.3g}"
         )
 
 
@@ -67,74 +75,99 @@ def beside(mine: Case, other: Case, machine: Machine) -> Cost:
     dataset = data.load_for(mine.protocol, where, machine.data_dir)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    runs = [prepare(case, dataset) for case in (mine, other)]
+    runs: list[Run] = []
     try:
+        for case in (mine, other):
+            runs.append(prepare(case, dataset))
+            runs[-1].model.train()
+            enter_training(runs[-1].optimizer)
         for run in runs:
-            run.model.train()
-            enter_training(run.optimizer)
-        _steps(runs[0]), _steps(runs[1])  # warm
-        ratios = []
+            _steps(run)  # warm
+        ratios, counts = [], []
         for number in range(ROUNDS):
-            order = runs if number % 2 else runs[::-1]
-            seconds = {id(run): _steps(run) for run in order}
-            ratios.append(seconds[id(runs[0])] / seconds[id(runs[1])])
+            turns = {i: _steps(runs[i]) for i in ((0, 1) if number % 2 else (1, 0))}
+            ratios.append(turns[0][0] / turns[1][0])
+            counts.append([turns[i][1] for i in (0, 1)])
         low, middle, high = statistics.quantiles(ratios, n=4)
-        states = [state_bytes(run.optimizer) / _parameters(run) for run in runs]
+        states = [state_bytes(run.optimizer, run.model) / _parameters(run) for run in runs]
     finally:
         for run in runs:
             close(run)
         torch.set_num_threads(threads)
-    return Cost(mine.optimizer, other.optimizer, middle, low, high, *states)
+    gradients = [statistics.mean(column) for column in zip(*counts, strict=True)]
+    return Cost(mine.optimizer, other.optimizer, middle, low, high, *states, *gradients)
 
 
-def _steps(run: Run) -> float:
-    """Take steps with whole batches and return their seconds."""
+def _steps(run: Run) -> tuple[float, float]:
+    """Take steps with whole batches; return their seconds and a step's gradient evaluations."""
     size = run.case.protocol.training.batch_size
     order = torch.randperm(len(run.labels), generator=run.shuffle).to(run.where)
     batches = [order[i * size % max(len(order) - size, 1) :][:size] for i in range(STEPS)]
     devices.synchronise(run.where)
     start = time.perf_counter()
-    for batch in batches:
-        run.step(batch)
+    sums = sum(run.step(batch) for batch in batches)
     devices.synchronise(run.where)
-    return time.perf_counter() - start
+    seconds = time.perf_counter() - start
+    assert isinstance(sums, Tensor)
+    return seconds, float(sums[EVALUATIONS]) / STEPS
 
 
 def _parameters(run: Run) -> int:
     return sum(p.numel() for p in run.model.parameters() if p.requires_grad)
 
 
-def state_bytes(optimizer: torch.optim.Optimizer) -> int:
+def state_bytes(optimizer: torch.optim.Optimizer, model: nn.Module | None = None) -> int:
     """Return the bytes of all tensors that an optimizer holds beside parameters and gradients.
 
-    They are those within its attributes, in other optimizers, lists and tables too; what shares a
-    storage counts once.
+    They are those within its attributes: in other optimizers, lists, tables and whatever objects
+    its code keeps them in. What shares a storage counts once.
+
+    Args:
+        optimizer: any, after a step, for many make their state in the first one.
+        model: what it trains. Its tensors are the network's, even if the optimizer holds it.
     """
-    params = [p for group in optimizer.param_groups for p in group["params"]]
-    known = {t.untyped_storage().data_ptr() for p in params for t in (p, p.grad) if t is not None}
-    found = {
-        t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
-        for t in _tensors(optimizer, set())
-    }
+    own = [p for group in optimizer.param_groups for p in group["params"]]
+    if model is not None:
+        own += [*model.parameters(), *model.buffers()]
+    own += [p.grad for p in own if p.grad is not None]
+    known = {_place(t) for t in own}
+    found = {_place(t): t.untyped_storage().nbytes() for t in _tensors(optimizer, {})}
     return sum(size for place, size in found.items() if place not in known)
 
 
-def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
+def _place(t: Tensor) -> tuple[torch.device, int]:
+    return t.device, t.untyped_storage().data_ptr()
+
+
+# What has attributes that are everybody's.
+_SHARED = (type, types.ModuleType)
+
+
+def _tensors(value: Any, seen: dict[int, Any]) -> Iterator[Tensor]:
+    """Yield the tensors within a value; ``seen`` keeps what was visited, so that no id recurs."""
     if id(value) in seen:
         return
-    seen.add(id(value))
+    seen[id(value)] = value
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, Mapping):
-        for inner in value.values():
-            yield from _tensors(inner, seen)
-    elif isinstance(value, list | tuple | set):
-        for inner in value:
-            yield from _tensors(inner, seen)
-    elif isinstance(value, torch.optim.Optimizer) or type(value).__module__.startswith("flatbench"):
-        yield from _tensors(_attributes(value), seen)
+        return
+    if isinstance(value, _SHARED):
+        return
+    inner: list[Any] = []
+    if isinstance(value, Mapping):
+        inner += value.values()
+    elif isinstance(value, list | tuple | set | frozenset | deque):
+        inner += value
+    for other in (*inner, *_attributes(value)):
+        yield from _tensors(other, seen)
 
 
-def _attributes(value: Any) -> dict[str, Any]:
-    slots = [name for cls in type(value).__mro__ for name in getattr(cls, "__slots__", ())]
-    return {**getattr(value, "__dict__", {}), **{n: getattr(value, n, None) for n in slots}}
+def _attributes(value: Any) -> list[Any]:
+    slots = [
+        name
+        for cls in type(value).__mro__
+        for names in [cls.__dict__.get("__slots__", ())]
+        for name in ([names] if isinstance(names, str) else names)
+    ]
+    own = getattr(value, "__dict__", {})
+    return [*own.values(), *(getattr(value, name, None) for name in slots)]
