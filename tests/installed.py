@@ -121,3 +121,15 @@ def test_records_of_other_code_are_not_taken_for_this_code(programs, project):
     said = succeeds(command, project).splitlines()
     taken = {line.split(":")[0] for line in said if line.endswith("not trained again)")}
     assert taken == {"mine/resnet18/adam/seed0"}
+
+
+def test_one_file_and_one_command_give_an_answer(programs, project, tmp_path):
+    """The published records that it is compared with come with the wheel."""
+    shutil.copy(project / "lion.py", tmp_path)
+    options = ["--options", "lr=1e-2", "--seeds", "0,1", "--against", "adam,adam+sam"]
+    command = [programs / "flatbench", "try", "./lion.py:Lion", "--no-tuning", *options]
+    said = succeeds(command, tmp_path)
+    assert "the other rows: 4 published runs of the same protocol" in said
+    assert "resnet18, equal epochs and gradients: lion − adam: " in said
+    assert "resnet18, equal gradients: lion-2x − adam+sam: " in said
+    assert (tmp_path / "results" / "lion" / "answer.json").exists()

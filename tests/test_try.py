@@ -18,6 +18,7 @@ from flatbench.records.reading import collect
 from flatbench.records.sections import sections
 from flatbench.records.store import Store
 from flatbench.study.answer import Question, answer
+from flatbench.study.attempt import Request, with_mine
 from flatbench.study.cost import beside, state_bytes
 from flatbench.study.equal_terms import questions_of
 from flatbench.study.runs import Machine, train
@@ -346,6 +347,17 @@ def test_nothing_to_choose_on(folder, capsys):
     tiny.write(folder, table(tuning=None, data=data))
     assert attempt("./lion.py:Lion", "--trials", "2") == 2
     assert "data.validation must be above 0 to tune on, got 0" in capsys.readouterr().err
+
+
+def test_a_file_is_relative_to_here_wherever_the_protocol_lies(folder):
+    (folder / "elsewhere").mkdir()
+    theirs = tiny.protocol(folder / "elsewhere", table())
+    for protocol in (theirs, load("digits")):
+        row, found = with_mine(Request("./lion.py:Lion", protocol, is_tuned=False))
+        path = row.optimizer.rpartition(":")[0]
+        assert (found.folder / path).resolve() == folder / "lion.py"
+        # references of the protocol's own are still found
+        assert found.folder == (protocol.folder if protocol is theirs else folder)
 
 
 # --- cost

@@ -105,7 +105,7 @@ def attempt(request: Request, machine: Machine, store: Store, say: Say) -> Attem
         UsageError: the optimizer, its options or the protocol can't be used.
         Untrainable: every trial lost a seed.
     """
-    row, protocol = _with_mine(request)
+    row, protocol = with_mine(request)
     name = row.name
     architectures = tuple(request.architectures or protocol.model.names[:1])
     seeds = tuple(request.seeds or request.protocol.seeds)
@@ -166,8 +166,12 @@ def _rows(request: Request) -> tuple[str, ...]:
     return tuple(request.against or has)
 
 
-def _with_mine(request: Request) -> tuple[Row, Protocol]:
-    """Return mine's row, and the protocol with it and with its tuning."""
+def with_mine(request: Request) -> tuple[Row, Protocol]:
+    """Return mine's row, and the protocol with it and with its tuning.
+
+    Raises:
+        UsageError: its class, name, options or space can't be used, or there is no tuning to take.
+    """
     protocol = request.protocol
     reference, folder = _from_here(request.reference, protocol)
     is_ours = reference in OPTIMIZERS and not components.is_registered(reference)

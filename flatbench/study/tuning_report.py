@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib import ticker
 from matplotlib.figure import Figure
 
 from flatbench.protocols.tuning import Range
@@ -203,9 +204,10 @@ def _map(figure: Figure, axes: Any, tuned: Tuned, row: str, architecture: str) -
         axes.scatter([x[at]], [y[at]], s=90, facecolors="none", edgecolors="black")
     axes.set_xlabel(figure_text(horizontal))
     axes.set_ylabel(figure_text(vertical or tuned.outcome.titled("validation")))
-    for name, set_scale in ((horizontal, axes.set_xscale), (vertical, axes.set_yscale)):
+    for name, axis in ((horizontal, axes.xaxis), (vertical, axes.yaxis)):
         if name is not None and isinstance(space[name], Range):
-            set_scale("log")
+            getattr(axes, f"set_{axis.axis_name}scale")("log")
+            axis.set_minor_formatter(ticker.NullFormatter())  # or they overlap over two decades
 
 
 def budgets(tuned: Tuned) -> Figure:
