@@ -61,6 +61,18 @@ def test_pairs_bound_the_mean_of_the_grids_seeds():
     assert gate.check_pairs(grid(means={"sgd": 90.0, "sgd+sam": 80.0}), close) == []
 
 
+def test_a_pair_whose_gains_differ_by_rounding_alone_has_no_bound():
+    hits = range(330, 342)
+    records = [
+        record(row, seed=h, test_accuracy=100 * (h + more) / 360, sam_sharpness=float(h))
+        for h in hits
+        for row, more in (("sgd", 0), ("sgd+sam", 4))
+    ]
+    gains = {100 * (h + 4) / 360 - 100 * h / 360 for h in hits}
+    assert len(gains) > 1  # rounding has told them apart
+    assert gate.derive(records).pairs == {}
+
+
 def test_thresholds_survive_their_file(tmp_path):
     path = tmp_path / "digits.toml"
     odd = [

@@ -289,6 +289,7 @@ def test_epochs_are_rounded_up_to_whole_ones():
     [
         (["./lino.py:Lion"], "there is no file"),
         (["./lion.py:Loin"], "'./lion.py:Loin': there is no 'Loin' in it (did you mean 'Lion'?)"),
+        (["lion.py:Lion"], "got 'lion.py:Lion' (did you mean './lion.py:Lion'?)"),
         (["lion"], "try: the optimizer must be one of sgd, adam, adamw, or package."),
         (["adam"], "'adam' is a row of protocol 'tiny'; give another --name"),
         (["./lion.py:Lion", "--name", "Li on"], "a row's name must be lower-case letters"),
@@ -320,7 +321,8 @@ def test_epochs_are_rounded_up_to_whole_ones():
 )
 def test_a_mistake_is_one_line_and_trains_nothing(arguments, says, folder, capsys):
     assert attempt(*arguments) == 2
-    error = capsys.readouterr().err
+    out, error = capsys.readouterr()
+    assert out == ""
     assert says in error
     assert error.count("\n") == 1
     assert not (folder / "results").exists()
