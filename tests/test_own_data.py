@@ -12,6 +12,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from flatbench import cli, data
+from flatbench.options import assignment
 from flatbench.protocols.cases import grid
 from flatbench.protocols.protocol import Data
 from flatbench.training import trainer
@@ -220,7 +221,7 @@ def test_any_class_of_torchvision_is_downloaded(monkeypatch, tmp_path):
 
 def test_an_option_is_read_as_in_a_protocol():
     texts = ("small=true", "folds=3", "split=letters", "split='letters'", "a=b=c", "empty=")
-    values = [cli._option(text) for text in texts]
+    values = [assignment(text) for text in texts]
     assert values == [
         *(("small", True), ("folds", 3), ("split", "letters"), ("split", "letters")),
         *(("a", "b=c"), ("empty", "")),

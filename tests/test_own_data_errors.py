@@ -365,8 +365,8 @@ def test_a_class_that_gives_no_images_of_one_size_with_labels(tmp_path, monkeypa
         (["FER2013"], "data set FER2013: torchvision does not download FER2013"),
         (["cifar10", "--option", "a=b"], "data set cifar10: takes no options, got a"),
         (["KMNIST", "--option", "a=b"], "data set KMNIST: options: 'a' is unknown: "),
-        (["KMNIST", "--option", "ab"], "--option must be NAME=VALUE, got 'ab'"),
-        (["KMNIST", "--option", "=b"], "--option must be NAME=VALUE, got '=b'"),
+        (["KMNIST", "--option", "ab"], "argument --option: must be NAME=VALUE, got 'ab'"),
+        (["KMNIST", "--option", "=b"], "argument --option: must be NAME=VALUE, got '=b'"),
     ],
 )
 def test_a_download_that_cannot_be(tmp_path, capsys, arguments, says):

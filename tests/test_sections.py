@@ -59,3 +59,10 @@ def test_rows_of_an_unknown_protocol_keep_the_order_of_its_file():
     (section,) = sections([record("older", "net", protocol="mine"), *made, *other])
     assert section.optimizers == ("zebra", "ant", "bee", "older")
     assert section.architectures == ("first", "net")
+
+
+def test_rounding_alone_is_no_difference():
+    one, other = 0.1 + 0.2, 0.3
+    assert one != other
+    found = {0: (record(seed=0, test_accuracy=one), record(seed=0, test_accuracy=other))}
+    assert differences(found) == {0: 0.0}

@@ -127,6 +127,11 @@ def test_the_weights_that_run_keeps_give_the_values_of_its_record(tmp_path, monk
     assert values == {k: v for k, v in record.sharpness.items() if k not in errors}
     assert errors  # of the trace, which are in the table too
     assert "_clean" in "".join(values)
+    # the protocol's settings can be changed, and labels without noise asked for
+    asked = ["--rho", "0.5", "--measures", "ascent_sharpness", "--output", "other.json"]
+    assert cli.main(["sharpness", "--protocol", str(path), "--weights", str(weights), *asked]) == 0
+    (other,) = json.loads((tmp_path / "other.json").read_text(encoding="utf-8"))["values"]
+    assert other["value"] > 2 * values["ascent_sharpness_clean"] > 0
     assert "warning: accuracy" in capsys.readouterr().out  # two epochs have taught it little
 
 

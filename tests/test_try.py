@@ -390,6 +390,7 @@ def test_bytes_of_state():
             self.base = torch.optim.SGD(params, lr=0.1, momentum=0.9)
             self.copies = {"all": [torch.zeros(50), [torch.zeros(50)]]}
             self.views = [self.copies["all"][0][:10], params[0].view(10, 10)]
+            self.myself = {"again": self}
 
         def step(self, closure=None):
             self.base.step()

@@ -300,6 +300,20 @@ def test_the_winners_file_trains_what_won(tmp_path):
     assert "Made by `flatbench tune tiny`" in output.read_text(encoding="utf-8")
 
 
+def test_values_of_an_earlier_choice_do_not_stay(tmp_path):
+    """Both architectures have the same winner now: the row's old values on one of them go."""
+    rows = {"sgd": {**tiny.SGD, "architectures": {"vgg16": {"lr": 0.5, "momentum": 0.5}}}}
+    table = with_tuning(rows=rows)
+    table["model"]["architectures"] = ["resnet18", "vgg16"]
+    found = tiny.protocol(tmp_path, table)
+    outcomes = {("sgd", 0): [80.0] * 2, ("sgd", 1): [81.0] * 2}
+    winners.write(tuned(found, outcomes, ("resnet18", "vgg16")), tmp_path / "won.toml")
+    won = load(str(tmp_path / "won.toml"))
+    best = points(found.tuning.space["sgd"], 2)[1]
+    assert won.optimizer("sgd", "vgg16").lr == won.optimizers["sgd"].lr == best["lr"]
+    assert won.optimizer("sgd", "vgg16").momentum == 0.5  # which is not tuned
+
+
 def test_files_that_are_referred_to_stay_where_they_are_found(tmp_path):
     rows = {"lion": {"optimizer": "./lion.py:Lion", "lr": 0.01}}
     found = protocol(tmp_path, {"lion": {"lr": "1e-4..1"}}, rows=rows)

@@ -27,7 +27,6 @@ def published(protocol: Protocol) -> list[Record]:
         for record in found
         if record.architecture in protocol.model.names
         and record.optimizer in protocol.optimizers
-        and record.provenance.get("common_hash") == protocol.common_hash()
         and record.provenance.get("cell_hash")
         == protocol.cell_hash(record.optimizer, record.architecture)
     ]
