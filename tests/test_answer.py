@@ -92,7 +92,7 @@ def test_the_sentences_say_the_numbers(normal):
     assert said[4] == (
         f"  resnet18, equal epochs: lion has {math.exp(-flat.gain):.3g} × adam's "
         f"largest eigenvalue of the Hessian, 95 % from {low:.3g} × to {high:.3g} ×, "
-        f"p = {flat.p:.2g}, 6 seeds would have shown {math.exp(-flat.detectable):.3g} × "
+        f"p = {flat.p:.2g}, 6 seeds would have shown a factor of {math.exp(flat.detectable):.3g} "
         "9 times out of 10: flatter"
     )
     assert said[-1].startswith("can't tell in 2 of 4 comparisons: ")

@@ -314,6 +314,18 @@ def test_values_of_an_earlier_choice_do_not_stay(tmp_path):
     assert won.optimizer("sgd", "vgg16").momentum == 0.5  # which is not tuned
 
 
+def test_what_was_tuned_on_one_architecture_is_no_value_of_another(tmp_path):
+    table = with_tuning()
+    table["model"]["architectures"] = ["resnet18", "vgg16"]
+    found = tiny.protocol(tmp_path, table)
+    outcomes = {("sgd", 0): [80.0] * 2, ("sgd", 1): [81.0] * 2}
+    winners.write(tuned(found, outcomes, ("vgg16",)), tmp_path / "won.toml")
+    won = load(str(tmp_path / "won.toml"))
+    assert won.optimizer("sgd", "resnet18") == found.optimizer("sgd", "resnet18")
+    best = points(found.tuning.space["sgd"], 2)[1]
+    assert won.optimizer("sgd", "vgg16").lr == best["lr"] != tiny.SGD["lr"]
+
+
 def test_files_that_are_referred_to_stay_where_they_are_found(tmp_path):
     rows = {"lion": {"optimizer": "./lion.py:Lion", "lr": 0.01}}
     found = protocol(tmp_path, {"lion": {"lr": "1e-4..1"}}, rows=rows)

@@ -113,6 +113,8 @@ def attempt(request: Request, machine: Machine, store: Store, say: Say) -> Attem
     # Whatever is wrong with a name is said before anything trains.
     mine = grid(protocol, architectures, [name], seeds)
     others = grid(protocol, architectures, against, seeds)
+    if protocol.tuning is not None:
+        _check_seeds(seeds, protocol.tuning)
     say(
         f"{request.reference} as row {name!r} of protocol {protocol.name} on "
         f"{', '.join(architectures)}, seeds {ranges(seeds)}, beside {', '.join(against)}"
@@ -121,12 +123,13 @@ def attempt(request: Request, machine: Machine, store: Store, say: Say) -> Attem
     if left and request.architectures is None:
         say(f"not on {', '.join(left)}: --architectures {','.join(protocol.model.names)}")
     if protocol.tuning is not None:
-        _check_seeds(seeds, protocol.tuning)
         say(_tuning_text(request, protocol.tuning, name))
         protocol = _tuned(protocol, name, architectures, machine, store, say)
         mine = grid(protocol, architectures, [name], seeds)
     elif request.is_tuned:
         say(f"nothing to tune: of {', '.join(DEFAULT_SPACE)} it takes none but --options has it")
+    else:
+        say("not tuned, as --no-tuning asks: the other rows may have been")
     known = None if request.trains_references else published(request.protocol)
     shipped = {record.id: record for record in known or ()}
     records = [shipped[case.id] for case in others if case.id in shipped]
@@ -178,7 +181,7 @@ def with_mine(request: Request) -> tuple[Row, Protocol]:
     if not components.is_known(reference, OPTIMIZERS):
         raise UsageError(
             f"{SOURCE}: the optimizer must be one of {', '.join(OPTIMIZERS)}, or "
-            f"{components.FORMS}, got {request.reference!r}"
+            f"{components.FORMS}, got {request.reference!r}{_hint(request.reference)}"
         )
     component = components.find(reference, folder, OURS, SOURCE)
     name = name_of(request)
@@ -220,6 +223,12 @@ def with_mine(request: Request) -> tuple[Row, Protocol]:
         optimizers={**protocol.optimizers, name: row},
         tuning=tuning,
     )
+
+
+def _hint(reference: str) -> str:
+    path, _, name = reference.partition(":")
+    there = name and Path(path).is_file()
+    return f" (did you mean './{reference}'?)" if there else ""
 
 
 def _from_here(reference: str, protocol: Protocol) -> tuple[str, Path]:

@@ -61,9 +61,10 @@ def sentence(found: Comparison, outcome: Quantity) -> str:
         parts.append(f"95 % from {low} to {high}")
     parts.append(f"no test of {n}" if found.p is None else _p(found.p))
     if found.detectable is not None:
-        shown = _amount(found, found.detectable, outcome)
-        unit = "" if found.is_of_logarithms else _unit(outcome)
-        parts.append(f"{n} would have shown {shown}{unit} 9 times out of 10")
+        shown = f"{_amount(found, found.detectable, outcome)}{_unit(outcome)}"
+        if found.is_of_logarithms:
+            shown = f"a factor of {math.exp(found.detectable):.3g}"
+        parts.append(f"{n} would have shown {shown} 9 times out of 10")
     word: str = found.verdict
     if found.is_of_logarithms:
         word = OF_SHARPNESS.get(word, word)

@@ -28,7 +28,8 @@ def write(tuned: Tuned, output: Path) -> None:
     """Write the protocol that was tuned, with its rows' winning values, as a file.
 
     The first architecture's values stand in the row, another one's in its ``architectures`` table
-    where they differ. All else stays as it was, ``[tuning]`` too.
+    where they differ; where not all were tuned, each one's stand there. All else stays as it was,
+    ``[tuning]`` too.
 
     Raises:
         UsageError: a cell has no winner, or the protocol refers to files beside it and the output
@@ -67,13 +68,18 @@ def text(tuned: Tuned, folder: Path) -> str:
 
 
 def _set(table: dict[str, Any], tuned: Tuned, row: str) -> None:
-    """Set the winning values of one row in its table."""
-    first, *others = tuned.architectures
+    """Set the winning values of one row in its table.
+
+    What was tuned on some of the architectures alone is no value of the others.
+    """
     _shorten(table)
-    shared = _values(tuned, row, first)
+    first = tuned.architectures[0]
+    shared: dict[str, Any] = {}
+    if set(tuned.architectures) == set(tuned.protocol.model.names):
+        shared = _values(tuned, row, first)
     changes = table.pop("architectures", {})
     _merge(table, shared)
-    for architecture in (first, *others):
+    for architecture in tuned.architectures:
         change = changes.pop(architecture, {})
         _shorten(change)
         for name in tuning_of(tuned.protocol).space[row]:  # what stood there was tuned elsewhere
