@@ -38,6 +38,13 @@ def count(text: str) -> int:
     return int(text)
 
 
+def natural(text: str) -> int:
+    """Parse a whole number of at least 0."""
+    if not _is_whole(text):
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, got {text!r}")
+    return int(text)
+
+
 def assignment(text: str) -> tuple[str, Any]:
     """Parse NAME=VALUE: a number, truth value, list or table as TOML has it, or else a string."""
     name, equals, value = text.partition("=")

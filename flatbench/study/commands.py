@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 
 from flatbench import options as shared
 from flatbench.errors import UsageError
-from flatbench.options import MACHINE, RESULTS, SELECTION, TRAINING, assignment, count, names
+from flatbench.options import (
+    MACHINE,
+    RESULTS,
+    SELECTION,
+    TRAINING,
+    assignment,
+    count,
+    names,
+    natural,
+)
 from flatbench.protocols.protocol import Measure, Protocol
 from flatbench.protocols.reading import load, read_sharpness
 from flatbench.text import did_you_mean, markdown_text
@@ -246,14 +255,20 @@ def _add_sharpness(commands: argparse._SubParsersAction[Any]) -> None:
     add("--weights", type=Path, required=True, help=".safetensors, or a state_dict of torch.save")
     add("--model", help="./net.py:build, package.module:build, or a network of flatbench's")
     add("--model-options", nargs="+", action="extend", default=[], type=assignment, metavar="N=V")
-    add("--width", type=count, default=64, help="of a network of flatbench's (default: 64)")
-    add("--data", help="an .npz file, or a data set of flatbench's; it is normalised")
+    add("--width", type=count, help="of a network of flatbench's (default: 64)")
+    add("--data", help="an .npz file, or a data set of flatbench's")
+    add(
+        "--no-normalisation",
+        action="store_true",
+        help="leave inputs as they are; else they are normalised as flatbench trains on them",
+    )
     add("--loss", help="a reference to a function (default: cross-entropy)")
     add("--protocol", help="in place of --model and --data: network, data and [sharpness] of it")
     add("--architecture", help="of the protocol (default: its first)")
-    add("--seed", type=int, help="whose label noise the labels have (default: true labels)")
+    add("--seed", type=natural, help="whose label noise the labels have (default: true labels)")
     add("--measures", type=names, help="comma-separated (default: all)")
     add("--examples", type=count, help="training examples measured on (default: 256)")
+    add("--examples-seed", type=natural, help="which examples those are (default: 0)")
     for name, what in (
         ("rho", "radius of the ascents"),
         ("adaptive-rho", "radius of the adaptive ascent, relative to |w|"),
@@ -268,39 +283,21 @@ def _add_sharpness(commands: argparse._SubParsersAction[Any]) -> None:
 
 
 def _sharpness(options: argparse.Namespace) -> int:
-    from tabulate import tabulate
-
     from flatbench.files import write_json
     from flatbench.study import trained
     from flatbench.study.runs import Machine
 
     protocol = _measured_protocol(options)
-    architecture = options.architecture or protocol.model.names[0]
     found = trained.measure(
         protocol,
-        architecture,
+        options.architecture or protocol.model.names[0],
         options.weights,
         options.measures or get_args(Measure),
         Machine(options.device, None, options.data_dir),
-        options.seed,
+        seed=options.seed,
+        normalises=not options.no_normalisation,
     )
-    unit = " %" if found.outcome_name == "accuracy" else ""
-    on = f"{found.about['examples']} training examples of {found.about['data']}"
-    print(f"{on}: loss {found.loss:.4g}, {found.outcome_name} {found.outcome:.4g}{unit}")
-    if found.warning is not None:
-        print(f"warning: {found.warning}")
-    rows = [
-        (
-            v.name,
-            "" if v.value is None else f"{v.value:.4g}",
-            "" if v.standard_error is None else f"{v.standard_error:.2g}",
-            f"{v.seconds:.1f}",
-            v.failure or "",
-        )
-        for v in found.values
-    ]
-    header = ["measure", "value", "standard error", "seconds", ""]
-    print(tabulate(rows, header, tablefmt="plain", disable_numparse=True))
+    print(trained.text(found), flush=True)
     if options.output is not None:
         write_json(options.output, dataclasses.asdict(found))
     failed = [v for v in found.values if v.failure is not None]
@@ -311,13 +308,15 @@ def _sharpness(options: argparse.Namespace) -> int:
 
 def _measured_protocol(options: argparse.Namespace) -> Protocol:
     """Return the protocol that says what `sharpness` measures."""
-    known = get_args(Measure)
-    for name in options.measures or ():
+    known, asked = get_args(Measure), options.measures or ()
+    for name in asked:
         if name not in known:
             hint = did_you_mean(name, known)
             raise UsageError(f"--measures must be among {', '.join(known)}, got {name!r}{hint}")
-    keys = ("examples", "rho", "adaptive_rho", "sigma", "adaptive_sigma", "batchnorm")
-    settings = {key: v for key in keys if (v := getattr(options, key)) is not None}
+        if asked.count(name) > 1:
+            raise UsageError(f"--measures: {name} is given more than once")
+    keys = ("examples", "examples_seed", "rho", "adaptive_rho", "sigma", "adaptive_sigma")
+    settings = {key: v for key in (*keys, "batchnorm") if (v := getattr(options, key)) is not None}
     if options.protocol is None:
         if options.model is None or options.data is None:
             raise UsageError("--model and --data must be given, or --protocol")
@@ -330,13 +329,14 @@ def _measured_protocol(options: argparse.Namespace) -> Protocol:
             options.model,
             dict(options.model_options),
             options.data,
-            options.width,
+            options.width or 64,
             settings,
             options.loss,
         )
-    for name in ("model", "data", "loss"):
-        if getattr(options, name) is not None:
-            raise UsageError(f"--{name} must be left out with --protocol")
+    for name in ("model", "data", "loss", "width", "model_options", "no_normalisation"):
+        if getattr(options, name):
+            option = name.replace("_", "-")
+            raise UsageError(f"--{option} must be left out with --protocol")
     protocol = load(options.protocol)
     rule = read_sharpness({**vars(protocol.sharpness), **settings}, "--protocol")
     return dataclasses.replace(protocol, sharpness=rule)

@@ -2,47 +2,62 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-import pickle
+import math
 import time
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from tabulate import tabulate
+from torch import Tensor
 from tqdm import tqdm
 
-from flatbench import __version__, data
+from flatbench import components, data
 from flatbench.errors import UsageError
 from flatbench.models import ARCHITECTURES
 from flatbench.protocols.cases import Case, grid
-from flatbench.protocols.protocol import Protocol
+from flatbench.protocols.protocol import DATA_SETS, Protocol
 from flatbench.protocols.reading import from_table
-from flatbench.records.provenance import processor
-from flatbench.records.quantities import STANDARD_ERROR
+from flatbench.records import provenance
+from flatbench.records.quantities import CLEAN
 from flatbench.study.runs import Machine
-from flatbench.training import devices, measuring, setup, task
+from flatbench.study.weights import load_into
+from flatbench.text import did_you_mean
+from flatbench.training import devices, identity, measuring, setup, task
 from flatbench.training.step import evaluate
 
 SOURCE = "sharpness"
-# What can be measured with nothing in it but this: a constant network that is right by chance.
-CHANCE = 1.5
+# Standard deviations above what naming the most frequent class gets right: fewer are chance.
+CHANCE = 2
+# Of the measures that an iteration finds: how far the true value may be, as a part of the value.
+TOLERANCES = {"hessian_max_eigenvalue": measuring.EIGENVALUE_TOLERANCE}
 
 
 @dataclass(frozen=True)
 class Value:
-    """One measure of a network; without a value, why it could not be taken."""
+    """One measure of a network.
+
+    Attributes:
+        name: the measure's; ends in "_clean" where it is taken with the true labels.
+        value: None where it could not be taken.
+        standard_error: None where nothing is averaged.
+        tolerance: an eigenvalue lies within this part of the value; None of other measures.
+        gradient_evaluations: the cost, in passes forward and back over the examples.
+        seconds: the time, with that of the measure's twin where there is one.
+        failure: why there is no value, or why it is not to be trusted; or None.
+    """
 
     name: str
     value: float | None
-    standard_error: float | None  # None where there is no average
+    standard_error: float | None
+    tolerance: float | None
+    gradient_evaluations: float | None
     seconds: float
-    failure: str | None = None
+    failure: str | None
 
 
 @dataclass(frozen=True)
@@ -51,17 +66,19 @@ class Measured:
 
     Attributes:
         values: in the order asked for.
-        loss: the mean over the examples measured on.
+        loss: the mean over the examples measured on, in evaluation mode; None: not finite.
         outcome: accuracy in percent, or what the task's own metric gives, on these examples.
         outcome_name: what that is.
+        inputs: what was done to them, in words.
         warning: why the weights may not fit the data, or None.
-        about: settings, versions and digests.
+        about: settings, provenance and digests.
     """
 
     values: tuple[Value, ...]
-    loss: float
-    outcome: float
+    loss: float | None
+    outcome: float | None
     outcome_name: str
+    inputs: str
     warning: str | None
     about: Mapping[str, Any]
 
@@ -87,7 +104,20 @@ def protocol_of(
     Raises:
         UsageError: as of a protocol file.
     """
+    if not components.is_known(model, ARCHITECTURES):
+        names = ", ".join(ARCHITECTURES)
+        hint = did_you_mean(model, ARCHITECTURES)
+        raise UsageError(
+            f"--model must be one of {names}, or {components.FORMS}, got {model!r}{hint}"
+        )
     is_file = data_source.endswith(".npz")
+    if is_file and not Path(data_source).is_file():
+        raise UsageError(f"--data: there is no file {data_source}")
+    if not is_file and data_source not in DATA_SETS:
+        names, hint = ", ".join(DATA_SETS), did_you_mean(data_source, DATA_SETS)
+        raise UsageError(
+            f"--data must be an .npz file, or one of {names}, got {data_source!r}{hint}"
+        )
     source = {"name": "given", "source": {"npz": data_source}} if is_file else {"name": data_source}
     network: dict[str, Any] = {"name": model if model in ARCHITECTURES else "model", "build": model}
     if model_options:
@@ -109,7 +139,9 @@ def measure(
     weights: Path,
     names: Sequence[str],
     machine: Machine,
+    *,
     seed: int | None = None,
+    normalises: bool = True,
 ) -> Measured:
     """Return measures of a network with these weights, on a part of its training examples.
 
@@ -120,111 +152,165 @@ def measure(
         names: the measures.
         machine: where to measure.
         seed: whose label noise the labels have; None: the true labels.
+        normalises: False leaves the inputs as the file has them.
 
     Raises:
-        UsageError: a file is not there or damaged, or the weights do not fit the network.
+        UsageError: a file is not there or damaged, the network does not take the data, or the
+            weights do not fit the network.
     """
     where = devices.bind(devices.find(machine.device))
     devices.use_ieee_fp32(where)
     dataset = data.load_for(protocol, where, machine.data_dir)
+    if not normalises:
+        dataset = dataclasses.replace(
+            dataset, mean=torch.zeros_like(dataset.mean), std=torch.ones_like(dataset.std)
+        )
     (case,) = grid(protocol, [architecture], list(protocol.optimizers)[:1], [seed or 0])
+    setup.check_model(case, dataset)
     model = setup.build_model(case, dataset)
-    load_weights(model, weights, where)
+    load_into(model, weights, where)
     labels = dataset.train.labels if seed is None else setup.training_labels(case, dataset)
     rule, judged = protocol.sharpness, task.of(case)
     picked = measuring.examples(dataset, rule)
     part = data.Part(dataset.train.images[picked], labels[picked])
-    with torch.no_grad():
-        loss, outcome = evaluate(model, dataset, part, judged)
+    loss, outcome = evaluate(model, dataset, part, judged)
     values = []
     for name in tqdm(names, desc="measures", disable=None, leave=False):
         start = time.perf_counter()
-        found = measuring.measure(
-            [name], model, dataset, labels, rule, loss=judged.loss, standard_errors=True
-        )
+        found = measuring.measure([name], model, dataset, labels, rule, loss=judged.loss)
         devices.synchronise(where)
         values += _values(found, time.perf_counter() - start)
+    is_accuracy = judged.kind == "accuracy" and dataset.classes is not None
     return Measured(
         tuple(values),
-        loss,
-        outcome,
+        _finite(loss),
+        _finite(outcome),
         judged.name or judged.kind,
-        _warning(outcome, dataset.classes if judged.kind == "accuracy" else None),
-        _about(case, dataset, weights, len(picked), where),
+        _inputs(dataset, normalises),
+        _warning(loss, outcome, part.labels if is_accuracy else None),
+        _about(case, dataset, weights, len(picked), where) | {"label_noise_of_seed": seed},
     )
 
 
 def _values(found: measuring.Measured, seconds: float) -> list[Value]:
     """Return what one call measured: with noisy labels, each measure with the true ones too."""
-    return [
-        Value(
-            name,
-            value,
-            found.values.get(f"{name}{STANDARD_ERROR}"),
-            seconds,
-            found.failures.get(name) or (None if value is not None else "it is not finite"),
+    values = []
+    for name, value in found.values.items():
+        taken, failure = found.taken.get(name), found.failures.get(name)
+        if failure is None and value is None:
+            failure = "it is not finite"
+        elif taken is not None and not taken.converged:
+            failure = "it has not converged: the value is a bound from below"
+        error = None if taken is None or taken.standard_error is None else taken.standard_error
+        values.append(
+            Value(
+                name,
+                value,
+                None if error is None else _finite(error),
+                TOLERANCES.get(name.removesuffix(CLEAN)) if failure is None else None,
+                None if taken is None else taken.gradient_evaluations,
+                seconds,
+                failure,
+            )
         )
-        for name, value in found.values.items()
-        if not name.endswith(STANDARD_ERROR)
-    ]
+    return values
 
 
-def _warning(accuracy: float, classes: int | None) -> str | None:
-    if classes is None or accuracy > CHANCE * 100 / classes:
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _inputs(dataset: data.DataSet, normalises: bool) -> str:
+    """Return what was done to the inputs before the network saw them."""
+    if dataset.train.images.dtype == torch.int64 or dataset.mean.ndim == 0:
+        return "as they are in the data"
+    if not normalises:
+        return "as they are in the data, not normalised"
+    by = "channel" if dataset.holds_images else "column"
+    if len(dataset.mean) > 4:
+        return f"normalised by {by}, with mean and std of the training part"
+    mean, std = (", ".join(f"{x:.4g}" for x in t.tolist()) for t in (dataset.mean, dataset.std))
+    return f"normalised by {by}, with the training part's mean {mean} and std {std}"
+
+
+def _warning(loss: float, accuracy: float, labels: Tensor | None) -> str | None:
+    """Return why weights and data may not belong together.
+
+    Labels [n] of classes are those measured on. Who names the most frequent one each time is right
+    in a part p of them, and √(p (1 − p) / n) is what chance adds to that.
+    """
+    if not math.isfinite(loss):
+        return "the loss is not finite: do the weights hold numbers?"
+    if labels is None:
+        return None
+    p = float(labels.bincount().max()) / len(labels)
+    if accuracy / 100 > p + CHANCE * math.sqrt(p * (1 - p) / len(labels)):
         return None
     return (
-        f"accuracy {accuracy:.1f} % on these {classes} classes is near chance: do weights, images "
-        "and their normalisation belong together?"
+        f"accuracy {accuracy:.1f} % is chance: to name the most frequent class gets {100 * p:.1f} "
+        "%. Do weights and data belong together, with the inputs' scale, normalisation and order "
+        "of channels?"
     )
 
 
 def _about(
     case: Case, dataset: data.DataSet, weights: Path, examples: int, where: torch.device
 ) -> dict[str, Any]:
-    rule = case.protocol.sharpness
+    rule, source = case.protocol.sharpness, case.protocol.data.source
     return {
         "model": case.architecture_settings.build,
+        "model_options": case.architecture_settings.options,
+        "components": identity.sources(case),
+        "weights": weights.name,
         "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
-        "data": case.protocol.data.name,
+        "data": case.protocol.data.name if source is None else Path(source.what).name,
         "data_digest": dataset.digest,
         "normalised_with": {"mean": dataset.mean.tolist(), "std": dataset.std.tolist()},
         "examples": examples,
         "settings": {
             key: value for key, value in vars(rule).items() if key not in ("every_epoch", "at_end")
         },
-        "flatbench": __version__,
-        "torch": torch.__version__,
-        "device": processor() if where.type == "cpu" else torch.cuda.get_device_name(where),
+        "provenance": provenance.describe(where, "fp32"),
     }
 
 
-def load_weights(model: nn.Module, path: Path, where: torch.device) -> None:
-    """Load weights into a network.
+# --- as text
 
-    Raises:
-        UsageError: the file is not there, is not what its ending says, or does not fit.
-    """
-    if not path.is_file():
-        raise UsageError(f"--weights: there is no file {path}")
-    try:
-        if path.suffix == ".safetensors":
-            found: Any = load_file(path, str(where))
-        else:
-            found = torch.load(path, map_location=where, weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile):
-        raise UsageError(
-            f"{path}: must be a .safetensors, or a state_dict that torch.save wrote"
-        ) from None
-    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
-        raise UsageError(f"{path}: must hold a table of tensors, as state_dict() gives it")
-    wanted = model.state_dict()
-    for name in wanted:
-        if name not in found:
-            raise UsageError(f"{path}: {name} is missing, which the network has")
-        if found[name].shape != wanted[name].shape:
-            shapes = (list(t[name].shape) for t in (wanted, found))
-            raise UsageError("{}: {} must be of shape {}, got {}".format(path, name, *shapes))
-    for name in found:
-        if name not in wanted:
-            raise UsageError(f"{path}: {name} is no part of the network")
-    model.load_state_dict(found)
+
+def text(found: Measured) -> str:
+    """Return what was measured as a table, below what it is of."""
+    on = f"{found.about['examples']} training examples of {found.about['data']}"
+    unit = " %" if found.outcome_name == "accuracy" else ""
+    lines = [
+        f"{on}: loss {_number(found.loss)}, {found.outcome_name} {_number(found.outcome)}{unit}",
+        f"inputs: {found.inputs}",
+    ]
+    if found.warning is not None:
+        lines.append(f"warning: {found.warning}")
+    header = ["measure", "value", "standard error", "gradients", "seconds"]
+    rows = [
+        (
+            v.name,
+            _number(v.value),
+            _error(v),
+            "–" if v.gradient_evaluations is None else f"{v.gradient_evaluations:.1f}",
+            f"{v.seconds:.1f}",
+        )
+        for v in found.values
+    ]
+    align = ("left", "right", "right", "right", "right")
+    table = tabulate(rows, header, tablefmt="plain", disable_numparse=True, colalign=align)
+    return "\n".join([*lines, "", table])
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
+
+
+def _error(v: Value) -> str:
+    """Return a standard error; of a measure that averages nothing, what is known instead."""
+    if v.standard_error is not None:
+        return f"{v.standard_error:.2g}"
+    if v.tolerance is not None:
+        return f"none, within {100 * v.tolerance:g} %"
+    return "none" if v.value is not None else "–"

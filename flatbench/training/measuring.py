@@ -65,10 +65,12 @@ class Measured:
     Attributes:
         values: each measure by its name; None where it is not finite or could not be taken.
         failures: why a measure could not be taken, in one line, by its name.
+        taken: what each measure gave, its cost and its error included, by its name.
     """
 
     values: dict[str, float | None]
     failures: dict[str, str]
+    taken: dict[str, Measure]
 
 
 def examples(dataset: DataSet, rule: Sharpness) -> Tensor:
@@ -111,6 +113,7 @@ def measure(
 
     values: dict[str, float | None] = {}
     failures: dict[str, str] = {}
+    taken: dict[str, Measure] = {}
     for name in names:
         for side in sides:
             try:
@@ -119,10 +122,11 @@ def measure(
                 values[f"{name}{side}"] = None
                 failures[f"{name}{side}"] = in_one_line(error)
                 continue
+            taken[f"{name}{side}"] = found
             values[f"{name}{side}"] = _finite(found.value)
             if standard_errors and found.standard_error is not None:
                 values[f"{name}{side}{STANDARD_ERROR}"] = _finite(found.standard_error)
-    return Measured(values, failures)
+    return Measured(values, failures, taken)
 
 
 def _finite(value: float) -> float | None:
