@@ -236,7 +236,7 @@ def test_a_right_one_passes():
     assert_conforms(Plain, {"base_optimizer": torch.optim.Adam, "lr": 0.01})
 
 
-@pytest.mark.parametrize("line", LINES)
+@pytest.mark.parametrize("line", FAULTS)
 def test_a_fault_fails_its_line_and_no_other(line):
     fault = FAULTS[line]
     assert failing(fault) == {line} | WITH_IT.get(fault, set())
@@ -272,6 +272,16 @@ class FrozenForGood(Frozen):
 )
 def test_batchnorm(optimizer, verdict):
     assert next(x.verdict for x in check(optimizer) if x.name == BATCHNORM) == verdict
+
+
+def test_every_line_has_its_fault():
+    assert {*FAULTS, BATCHNORM} == {*LINES}  # BatchNorm's is above
+
+
+def test_nothing_is_drawn_from_torchs_own_random_state():
+    before = torch.get_rng_state()
+    check(SAM)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_one_that_makes_the_first_pass_itself(tmp_path):

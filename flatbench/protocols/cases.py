@@ -92,10 +92,10 @@ def grid(
     return [
         Case(protocol, architecture, optimizer, seed)
         for seed in _distinct("--seeds", seeds or protocol.seeds)
-        for architecture in _selected(
+        for architecture in selected(
             "--architectures", architectures, protocol.model.names, protocol
         )
-        for optimizer in _selected("--optimizers", optimizers, rows, protocol)
+        for optimizer in selected("--optimizers", optimizers, rows, protocol)
     ]
 
 
@@ -122,9 +122,14 @@ def from_id(text: str, protocol: str | None = None) -> Case:
     return grid(settings, [architecture], [optimizer], [int(seed)])[0]
 
 
-def _selected(
+def selected(
     option: str, wanted: Sequence[str] | None, has: Sequence[str], protocol: Protocol
 ) -> Sequence[str]:
+    """Return the names that an option asks for, or all that a protocol has.
+
+    Raises:
+        UsageError: a name that the protocol does not have, or one given twice.
+    """
     for name in wanted or ():
         if name not in has:
             raise UsageError(

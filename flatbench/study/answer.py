@@ -12,7 +12,6 @@ from flatbench.records.quantities import (
     OUTCOMES,
     SAM_SHARPNESS,
     Quantity,
-    is_standard_error,
     quantity,
     results_of,
     value_of,
@@ -117,10 +116,7 @@ def answer(section: Section, mine: str, questions: Sequence[Question]) -> Answer
         for r in section.cell(q.architecture, row)
     ]
     measured = dict.fromkeys(
-        name
-        for r in records
-        for name in results_of(r)
-        if name not in OUTCOMES and not is_standard_error(name)
+        name for r in records for name in results_of(r) if name not in OUTCOMES
     )
     headline = next((name for name in HEADLINES if name in measured), SAM_SHARPNESS)
     lost = dict.fromkeys(

@@ -12,7 +12,7 @@ from typing import Any
 
 from flatbench import components
 from flatbench.errors import UsageError
-from flatbench.protocols.cases import Case, grid
+from flatbench.protocols.cases import Case, grid, selected
 from flatbench.protocols.protocol import OPTIMIZERS, Protocol, Row
 from flatbench.protocols.reading import PROTOCOLS, SHORT_OPTIONS, read_row
 from flatbench.protocols.schema import Reader
@@ -27,7 +27,7 @@ from flatbench.study.equal_terms import questions_of
 from flatbench.study.runs import Machine, train
 from flatbench.study.tune import Tuned, tune
 from flatbench.study.tuning_report import edges_text, outcome_text, values_text
-from flatbench.text import did_you_mean, ranges
+from flatbench.text import ranges
 from flatbench.training import devices
 from flatbench.training.optimizers import OURS
 
@@ -109,7 +109,9 @@ def attempt(request: Request, machine: Machine, store: Store, say: Say) -> Attem
     name = row.name
     architectures = tuple(request.architectures or protocol.model.names[:1])
     seeds = tuple(request.seeds or request.protocol.seeds)
-    against = _rows(request)
+    against = selected(
+        "--against", request.against, tuple(request.protocol.optimizers), request.protocol
+    )
     # Whatever is wrong with a name is said before anything trains.
     mine = grid(protocol, architectures, [name], seeds)
     others = grid(protocol, architectures, against, seeds)
@@ -156,17 +158,6 @@ def _completed(records: Iterable[Record], row: str) -> bool:
 def name_of(request: Request) -> str:
     """Return the name of mine's row: the one that was given, or its class's in lower case."""
     return request.name or request.reference.rpartition(":")[2].rpartition(".")[2].lower()
-
-
-def _rows(request: Request) -> tuple[str, ...]:
-    has = tuple(request.protocol.optimizers)
-    for row in request.against or ():
-        if row not in has:
-            raise UsageError(
-                f"--against must be among {', '.join(has)} for protocol "
-                f"{request.protocol.name!r}, got {row!r}{did_you_mean(row, has)}"
-            )
-    return tuple(request.against or has)
 
 
 def with_mine(request: Request) -> tuple[Row, Protocol]:

@@ -183,8 +183,8 @@ def measure(
     is_accuracy = judged.kind == "accuracy" and dataset.classes is not None
     return Measured(
         tuple(values),
-        _finite(loss),
-        _finite(outcome),
+        measuring.finite(loss),
+        measuring.finite(outcome),
         judged.name or judged.kind,
         _inputs(dataset, normalises),
         _warning(loss, outcome, part.labels if is_accuracy else None),
@@ -206,7 +206,7 @@ def _values(found: measuring.Measured, seconds: float) -> list[Value]:
             Value(
                 name,
                 value,
-                None if error is None else _finite(error),
+                None if error is None else measuring.finite(error),
                 TOLERANCES.get(name.removesuffix(CLEAN)) if failure is None else None,
                 None if taken is None else taken.gradient_evaluations,
                 seconds,
@@ -214,10 +214,6 @@ def _values(found: measuring.Measured, seconds: float) -> list[Value]:
             )
         )
     return values
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _inputs(dataset: data.DataSet, normalises: bool) -> str:

@@ -123,11 +123,12 @@ def measure(
                 failures[f"{name}{side}"] = in_one_line(error)
                 continue
             taken[f"{name}{side}"] = found
-            values[f"{name}{side}"] = _finite(found.value)
+            values[f"{name}{side}"] = finite(found.value)
             if standard_errors and found.standard_error is not None:
-                values[f"{name}{side}{STANDARD_ERROR}"] = _finite(found.standard_error)
+                values[f"{name}{side}{STANDARD_ERROR}"] = finite(found.standard_error)
     return Measured(values, failures, taken)
 
 
-def _finite(value: float) -> float | None:
+def finite(value: float) -> float | None:
+    """Return a number if it is one, for JSON has neither NaN nor infinity."""
     return value if math.isfinite(value) else None
