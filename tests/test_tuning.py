@@ -337,7 +337,35 @@ def test_files_that_are_referred_to_stay_where_they_are_found(tmp_path):
     assert load(str(tmp_path / "won.toml")).optimizers["lion"].optimizer == "./lion.py:Lion"
 
 
+@pytest.mark.parametrize(
+    "source", [{"npz": "mine.npz"}, {"folder": "images"}, {"function": "./mine.py:load"}]
+)
+def test_data_beside_the_protocol_is_found_by_the_winners(source, tmp_path):
+    table = with_tuning()
+    table["data"] = {"name": "mine", "validation": 0.25, "source": source}
+    found = tiny.protocol(tmp_path, table)
+    results = tmp_path / "results"
+    assert winners.place(found, None, results) == tmp_path / "tiny-tuned.toml"
+    with pytest.raises(UsageError, match=r"--output must be in the protocol's folder"):
+        winners.place(found, results / "won.toml", results)
+
+
+def test_winners_that_refer_to_no_file_lie_beside_the_report(tmp_path):
+    found, results = protocol(tmp_path), tmp_path / "results"
+    assert winners.place(found, None, results) == results / "tiny-tuned.toml"
+    assert winners.place(found, tmp_path / "a.toml", results) == tmp_path / "a.toml"
+
+
 # --- the command
+
+
+def test_an_output_where_nothing_would_be_found_is_said_before_anything_trains(tmp_path, capsys):
+    rows = {"lion": {"optimizer": "./lion.py:Lion", "lr": 0.01}}
+    path = tiny.write(tmp_path, with_tuning({"lion": {"lr": "1e-4..1"}}, rows=rows))
+    options = ["--results", str(tmp_path / "results"), "--output", str(tmp_path / "a" / "b.toml")]
+    assert cli.main(["tune", str(path), *options]) == 2
+    assert "--output must be in the protocol's folder" in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()
 
 
 def test_the_command_tunes_resumes_and_reports(tmp_path, capsys):

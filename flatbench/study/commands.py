@@ -59,7 +59,9 @@ def _add_tune(commands: argparse._SubParsersAction[Any]) -> None:
     shared.add(tune.add_argument, {"workers": TRAINING["workers"]})
     tune.add_argument("--trials", type=count, help="a row and architecture (default: [tuning]'s)")
     tune.add_argument(
-        "--output", type=Path, help="the winners' protocol (default: beside the report)"
+        "--output",
+        type=Path,
+        help="the winners' protocol (default: beside the report, or PROTOCOL if it names files)",
     )
     tune.set_defaults(command=_tune)
 
@@ -76,6 +78,9 @@ def _tune(options: argparse.Namespace) -> int:
     if options.trials is not None:
         tuning = dataclasses.replace(tuning_of(protocol), trials=options.trials)
         protocol = dataclasses.replace(protocol, tuning=tuning)
+    folder = options.results / f"{protocol.name}-tuning"
+    # Whatever is wrong with the output is said before anything trains.
+    output = winners.place(protocol, options.output, folder)
     found = tune(
         protocol,
         options.optimizers,
@@ -83,8 +88,6 @@ def _tune(options: argparse.Namespace) -> int:
         machine=machine_of(options),
         store=Store(options.results, resume=True),
     )
-    folder = options.results / f"{protocol.name}-tuning"
-    output = options.output or folder / f"{protocol.name}-tuned.toml"
     if not found.without_winner:
         winners.write(found, output)
     write_atomically(folder / "report.md", tuning_report.markdown(found).encode())

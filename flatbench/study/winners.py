@@ -12,6 +12,7 @@ import tomli_w
 from flatbench import __version__
 from flatbench.errors import UsageError
 from flatbench.files import write_atomically
+from flatbench.protocols.protocol import Protocol
 from flatbench.protocols.reading import file_of
 from flatbench.protocols.tuning import is_key
 from flatbench.study.trials import tuning_of
@@ -24,6 +25,27 @@ _HEADER = """\
 """
 
 
+def place(protocol: Protocol, output: Path | None, results: Path) -> Path:
+    """Return the file for a protocol's winners: the output that is asked for, or a usual one.
+
+    That is in the folder of results, or beside the protocol where that one refers to files.
+
+    Raises:
+        UsageError: the protocol refers to files by relative paths, and the output asked for is in
+            another folder, where they would not be found.
+    """
+    name = f"{protocol.name}-tuned.toml"
+    path = _relative_path(_table(protocol))
+    if path is None:
+        return output or results / name
+    if output is not None and output.parent.resolve() != protocol.folder:
+        raise UsageError(
+            f"--output must be in the protocol's folder, to which it refers as {path!r}, "
+            f"got {output.parent}"
+        )
+    return output or protocol.folder / name
+
+
 def write(tuned: Tuned, output: Path) -> None:
     """Write the protocol that was tuned, with its rows' winning values, as a file.
 
@@ -32,29 +54,22 @@ def write(tuned: Tuned, output: Path) -> None:
     ``[tuning]`` too.
 
     Raises:
-        UsageError: a cell has no winner, or the protocol refers to files beside it and the output
-            is in another folder.
+        UsageError: a cell has no winner, or as `place`.
     """
-    write_atomically(output, text(tuned, output.parent).encode())
+    write_atomically(place(tuned.protocol, output, output.parent), text(tuned).encode())
 
 
-def text(tuned: Tuned, folder: Path) -> str:
-    """Return what `write` writes into a file of this folder.
+def text(tuned: Tuned) -> str:
+    """Return what `write` writes.
 
     Raises:
-        UsageError: as `write`.
+        UsageError: a cell has no winner.
     """
     protocol, tuning = tuned.protocol, tuning_of(tuned.protocol)
     if tuned.without_winner:
         row, architecture = tuned.without_winner[0]
         raise UsageError(f"{protocol.name}/{architecture}/{row}: no trial completed all its seeds")
-    table = tomllib.loads(file_of(protocol).read_text(encoding="utf-8"))
-    paths = [found for found in _strings(table) if found.startswith(("./", "../"))]
-    if paths and folder.resolve() != protocol.folder:
-        raise UsageError(
-            f"--output must be in the protocol's folder, to which it refers as {paths[0]!r}, "
-            f"got {folder}"
-        )
+    table = _table(protocol)
     for row in tuned.rows:
         _set(table["optimizers"][row], tuned, row)
     table["tuning"]["trials"], table["tuning"]["seeds"] = tuning.trials, list(tuning.seeds)
@@ -126,6 +141,19 @@ def _merge(table: dict[str, Any], values: dict[str, Any]) -> None:
         else:
             table.get("options", {}).pop(name, None)
             table[name] = value
+
+
+def _table(protocol: Protocol) -> dict[str, Any]:
+    return tomllib.loads(file_of(protocol).read_text(encoding="utf-8"))
+
+
+def _relative_path(table: dict[str, Any]) -> str | None:
+    """Return a path in a protocol's table that is relative to its folder, or None."""
+    source = table["data"].get("source")
+    files = [source.get(kind) for kind in ("npz", "folder")] if isinstance(source, dict) else []
+    paths = [path for path in files if path is not None and not Path(path).is_absolute()]
+    paths += [text for text in _strings(table) if text.startswith(("./", "../"))]
+    return paths[0] if paths else None
 
 
 def _strings(value: Any) -> list[str]:
