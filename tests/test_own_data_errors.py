@@ -139,7 +139,7 @@ def test_arrays_that_are_no_examples(tmp_path, changes, says):
 def test_a_class_too_small_to_be_split(tmp_path):
     np.savez(tmp_path / "mine.npz", images=PIXELS[:4], labels=[0, 1, 1, 1])
     assert line(tmp_path, {"npz": "mine.npz"}) == (
-        f"{tmp_path / 'mine.npz'}: the test part, a fifth, must split the 4 training examples into "
+        "data.test = 0.2 must split the 4 training examples into "
         "two parts of at least 2 examples, one of each class"
     )
 

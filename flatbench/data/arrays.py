@@ -20,7 +20,6 @@ import torch
 from numpy.typing import NDArray
 
 from flatbench.data.dataset import Examples, are_class_labels
-from flatbench.data.splits import TEST_FRACTION, split
 from flatbench.errors import UsageError
 
 
@@ -35,14 +34,13 @@ class Given:
 
 
 def examples(
-    train: Given, test: Given | None, where: str, *, class_labels: bool
-) -> tuple[Examples, Examples]:
-    """Return the training and the test part, checked and in one form.
+    train: Given, test: Given | None, *, class_labels: bool
+) -> tuple[Examples, Examples | None]:
+    """Return the training part and the test part, if there is one, checked and in one form.
 
     Args:
         train: the training part.
-        test: the test part. None: a fixed, stratified fifth of the training part becomes it.
-        where: the file or reference, to open an error with.
+        test: the test part, or None.
         class_labels: whether the targets must be class labels.
 
     Raises:
@@ -52,7 +50,7 @@ def examples(
     if are_class_labels(part[1]):
         _check_classes(part[1], train.targets_are)
     if test is None:
-        return split(part, TEST_FRACTION, f"{where}: the test part, a fifth,")
+        return part, None
     tested = _part(test, class_labels)
     _check_alike(part[0], tested[0], train.inputs_are, test.inputs_are)
     _check_alike(part[1], tested[1], train.targets_are, test.targets_are)

@@ -17,8 +17,8 @@ from flatbench.errors import UsageError
 TESTS = ("test", "val")  # the first that is there
 
 
-def read(path: Path) -> tuple[Examples, Examples]:
-    """Return the training and the test part.
+def read(path: Path) -> tuple[Examples, Examples | None]:
+    """Return the training part, and the test part of a folder that has one.
 
     Either ``train/CLASS/*.png`` and ``test/CLASS/*.png`` (or ``val/``), or ``CLASS/*.png`` alone.
     The classes are numbered in their names' order, and each one's images stand in theirs.
@@ -46,7 +46,7 @@ def read(path: Path) -> tuple[Examples, Examples]:
         Given(pixels, [label for _, label in part], f"{folder}: images", f"{folder}: classes")
         for folder, pixels, part in zip(folders, np.split(images, [first]), files, strict=False)
     ]
-    return examples(given[0], given[1] if test else None, str(path), class_labels=True)
+    return examples(given[0], given[1] if test else None, class_labels=True)
 
 
 def _parts(path: Path) -> tuple[Path, Path | None]:

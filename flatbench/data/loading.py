@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flatbench.data import cifar, digits, fashion, own
 from flatbench.data.dataset import DataSet, Examples, Part, are_class_labels
-from flatbench.data.splits import split
+from flatbench.data.splits import TEST_FRACTION, split
 from flatbench.errors import UsageError
 from flatbench.protocols import protocol
 
@@ -57,8 +57,8 @@ def load(
 ) -> DataSet:
     """Read a data set, split it and put it on a device.
 
-    The validation part is a fixed fraction of the training examples, stratified where they have
-    class labels.
+    The test part of a data set that has none is a fixed fraction of its examples, and the
+    validation part one of the training examples, both stratified where there are class labels.
 
     Args:
         settings: which data set, and what of it.
@@ -72,7 +72,7 @@ def load(
             what it must be.
     """
     root = data_dir or Path(os.environ.get("FLATBENCH_DATA", "data"))
-    train, test = _read(settings, root, folder)
+    train, test = _with_test_part(settings, *_read(settings, root, folder))
     classes = int(train[1].max()) + 1 if are_class_labels(train[1]) else None
     _check_wishes(settings, train, classes)
     digest = _digest(*train, *test)
@@ -99,14 +99,30 @@ def load(
     )
 
 
-def _read(settings: protocol.Data, root: Path, folder: Path | None) -> tuple[Examples, Examples]:
+def _read(
+    settings: protocol.Data, root: Path, folder: Path | None
+) -> tuple[Examples, Examples | None]:
     if settings.source is not None:
         return own.read(settings.source, root, folder)
     if settings.name == "digits":
-        return digits.read()
+        return digits.read(), None
     if settings.name == "fashion-mnist":
         return fashion.read(root)
     return cifar.read(settings.name, root)
+
+
+def _with_test_part(
+    settings: protocol.Data, train: Examples, test: Examples | None
+) -> tuple[Examples, Examples]:
+    if test is None:
+        fraction = TEST_FRACTION if settings.test is None else settings.test
+        return split(train, fraction, f"data.test = {fraction}")
+    if settings.test is not None:
+        raise UsageError(
+            f"data.test must be left out: {settings.name} has a test part of its own, got "
+            f"{settings.test}"
+        )
+    return train, test
 
 
 def _check_wishes(settings: protocol.Data, train: Examples, classes: int | None) -> None:

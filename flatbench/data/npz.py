@@ -23,8 +23,8 @@ LAYOUTS = (
 )
 
 
-def read(path: Path) -> tuple[Examples, Examples]:
-    """Return the training and the test part.
+def read(path: Path) -> tuple[Examples, Examples | None]:
+    """Return the training part, and the test part of a file that has one.
 
     Raises:
         UsageError: the file is not there or damaged, or its arrays are not what they must be.
@@ -39,7 +39,7 @@ def read(path: Path) -> tuple[Examples, Examples]:
         for inputs, targets in zip(list(arrays)[::2], list(arrays)[1::2], strict=True)
     ]
     test = parts[1] if len(parts) > 1 else None
-    return examples(parts[0], test, str(path), class_labels=False)
+    return examples(parts[0], test, class_labels=False)
 
 
 def _flat(targets: NDArray[Any]) -> NDArray[Any]:

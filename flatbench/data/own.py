@@ -17,8 +17,8 @@ from flatbench.protocols.protocol import Source
 WHERE = "data.source"
 
 
-def read(source: Source, root: Path, folder: Path | None) -> tuple[Examples, Examples]:
-    """Return the training and the test part.
+def read(source: Source, root: Path, folder: Path | None) -> tuple[Examples, Examples | None]:
+    """Return the training part, and the test part of a source that has one.
 
     Args:
         source: where the data set comes from.
@@ -41,7 +41,7 @@ def read(source: Source, root: Path, folder: Path | None) -> tuple[Examples, Exa
 
 def _called(
     reference: str, options: Mapping[str, Any], root: Path, folder: Path | None
-) -> tuple[Examples, Examples]:
+) -> tuple[Examples, Examples | None]:
     """Return what a function gives: (train, test), or a dict of them, each (inputs, targets)."""
     where = f"{WHERE}.function"
     component = components.find(reference, folder, {}, where)
@@ -59,7 +59,7 @@ def _called(
         Given(part[0], part[1], f"{reference}: {name} inputs", f"{reference}: {name} targets")
         for name, part in zip(("train", "test"), found, strict=True)
     )
-    return examples(train, test, reference, class_labels=False)
+    return examples(train, test, class_labels=False)
 
 
 def _is_pair(value: object) -> bool:

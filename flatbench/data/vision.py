@@ -22,8 +22,8 @@ TESTS = ("test", "val")  # what a class calls its test part; the first that it k
 
 def read(
     name: str, options: Mapping[str, Any], root: Path, where: str
-) -> tuple[Examples, Examples]:
-    """Return the training and the test part of what lies in ``root``.
+) -> tuple[Examples, Examples | None]:
+    """Return the training part of what lies in ``root``, and the test part of a class that has one.
 
     Raises:
         UsageError: there is no such class, it does not take the options, its files are not there,
@@ -47,7 +47,7 @@ def read(
         pixels = images[start : start + len(part)]
         given.append(Given(pixels, labels, f"{of}: images", f"{of}: targets"))
         start += len(part)
-    return examples(given[0], given[1] if len(given) > 1 else None, title, class_labels=True)
+    return examples(given[0], given[1] if len(given) > 1 else None, class_labels=True)
 
 
 def find(name: str, where: str) -> Component:

@@ -21,6 +21,7 @@ from flatbench.protocols.tuning import Tuning
 _POSITIVE = Check(lambda x: x > 0, "a number above 0")
 _NON_NEGATIVE = Check(lambda x: x >= 0, "a number of at least 0")
 _FRACTION = Check(lambda x: 0 <= x < 1, "a number in [0, 1)")
+_PART = Check(lambda x: 0 < x < 1, "a number between 0 and 1")
 _NATURAL = Check(lambda x: x >= 0, "a whole number of at least 0")
 _FRACTIONS = Check(
     lambda xs: all(0 < x < 1 for x in xs) and list(xs) == sorted(set(xs)),
@@ -84,6 +85,8 @@ class Data:
     augmentation: Literal["none", "crop", "crop-flip"] = "none"
     # The part of the training images that is held out to choose hyperparameters.
     validation: Fraction = 0.0
+    # The part of all images that is the test part, where the data set has none; default: a fifth.
+    test: Annotated[float, _PART] | None = field(default=None, metadata=_YOUNGER)
     # How many training images are used, the same fixed ones in every run; default: all.
     train_examples: Count | None = None
     # The part that accuracy is measured on.
