@@ -105,9 +105,9 @@ def test_a_file_that_is_damaged_or_of_another_seed(command, tmp_path, capsys):
 
 @pytest.mark.parametrize("kind", ["spectrum", "hessian"])
 def test_a_hessian_that_is_not_finite_is_one_line(command, kind, monkeypatch, capsys):
-    from flatbench.sharpness import LossSurface
+    from flatbench.sharpness import HessianProducts
 
-    monkeypatch.setattr(LossSurface, "hessian_products", lambda surface, vectors: vectors * np.nan)
+    monkeypatch.setattr(HessianProducts, "__call__", lambda hessian, vectors: vectors * np.nan)
     assert command("--directions", kind, cases=IDS[:1]) == 2
     says = f"flatbench: {IDS[0]}: the Hessian at the model's weights is not finite\n"
     assert capsys.readouterr() == ("", says)

@@ -49,16 +49,25 @@ def test_the_examples_are_fixed_and_of_the_training_part(digits):
     assert len(picked(examples=10**6)) == len(digits.train)
 
 
-def test_values_are_those_of_the_measures_on_both_labels(digits, model):
+def normalised_by_hand(logits):
+    """FAMILY's formula, example by example."""
+    rows = [z - z.mean() for z in logits]
+    return torch.stack([z / torch.sqrt((z**2).sum()) for z in rows])
+
+
+@pytest.mark.parametrize(
+    ("kind", "logits"), [("", lambda z: z), ("_normalised", normalised_by_hand)]
+)
+def test_values_are_those_of_the_measures_on_both_labels(digits, model, kind, logits):
     noisy = (digits.train.labels + 1) % 10
     before = {name: t.clone() for name, t in model.state_dict().items()}
-    found = measured(["ascent_sharpness"], model, digits, noisy, RULE)
+    found = measured([f"ascent_sharpness{kind}"], model, digits, noisy, RULE)
     picked = measuring.examples(digits, RULE)
     images = digits.normalise(digits.train.images[picked])
-    for name, labels in (("", noisy), ("_clean", digits.train.labels)):
+    for name, labels in ((kind, noisy), (f"{kind}_clean", digits.train.labels)):
         # by hand: the loss at w + rho g / |g|, less the loss at w
         named = dict(model.named_parameters())
-        loss = F.cross_entropy(model(images), labels[picked])
+        loss = F.cross_entropy(logits(model(images)), labels[picked])
         gradients = torch.autograd.grad(loss, list(named.values()))
         norm = torch.sqrt(sum((g**2).sum() for g in gradients))
         moved = {
@@ -66,9 +75,9 @@ def test_values_are_those_of_the_measures_on_both_labels(digits, model):
             for (key, p), g in zip(named.items(), gradients, strict=True)
         }
         there = torch.func.functional_call(model, moved, (images,))
-        rise = F.cross_entropy(there, labels[picked]) - loss
+        rise = F.cross_entropy(logits(there), labels[picked]) - loss
         assert found[f"ascent_sharpness{name}"] == pytest.approx(rise.item(), rel=1e-3)
-    assert set(found) == {"ascent_sharpness", "ascent_sharpness_clean"}
+    assert set(found) == {f"ascent_sharpness{kind}", f"ascent_sharpness{kind}_clean"}
     assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
 
 
@@ -84,6 +93,37 @@ def test_without_noise_there_is_one_side(digits, model):
     assert found["adaptive_average_sharpness"] == average.value
     grouped = sharpness.ascent_sharpness(surface, rho=0.1, m=16)
     assert found["m_sharpness"] == grouped.value
+
+
+def test_eigenvalue_and_trace_share_their_products(digits, model, monkeypatch):
+    made, real = [], measuring.hessian_curvature
+
+    def watch(surface, **settings):
+        made.append(settings)
+        return real(surface, **settings)
+
+    monkeypatch.setattr(measuring, "hessian_curvature", watch)
+    names = ["hessian_max_eigenvalue", "hessian_trace"]
+    noisy = (digits.train.labels + 1) % 10
+    both = measured(names, model, digits, noisy, RULE)
+    assert len(made) == 2  # one a side
+    apart = measured(names[:1], model, digits, noisy, RULE) | measured(
+        names[1:], model, digits, noisy, RULE
+    )
+    assert both == {name: apart[name] for name in both}
+
+
+def test_the_length_of_the_logits_plays_no_part():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, 10, generator=generator, dtype=torch.float64)
+    labels = torch.arange(6)
+    loss = sharpness.on_normalised_logits(F.cross_entropy)
+    assert loss(7 * logits + 3, labels) == pytest.approx(loss(logits, labels).item(), rel=1e-12)
+    assert torch.equal(logits.argmax(1), sharpness.normalised_logits(logits).argmax(1))
+    # its least value of ten classes, where a cross-entropy would be 0
+    right = 1e6 * F.one_hot(labels, 10).double()
+    assert loss(right, labels).item() == pytest.approx(1.420, abs=5e-4)
+    assert sharpness.normalised_logits(torch.ones(2, 10)).abs().max() == 0  # and no nan
 
 
 def test_batchnorm_rule_of_the_protocol_is_kept(digits, model):
@@ -143,6 +183,7 @@ architectures = ["resnet18"]
 [sharpness]
 every_epoch = ["ascent_sharpness"]
 at_end = ["ascent_sharpness", "hessian_trace"]
+normalised = ["hessian_trace"]
 examples = 32
 [optimizers.sgd]
 base = "sgd"
@@ -158,6 +199,10 @@ lr = 0.1
         "hessian_trace_standard_error",
         "hessian_trace_clean",
         "hessian_trace_clean_standard_error",
+        "hessian_trace_normalised",
+        "hessian_trace_normalised_standard_error",
+        "hessian_trace_normalised_clean",
+        "hessian_trace_normalised_clean_standard_error",
     ]
     assert list(record.sharpness_history) == both
     for name, column in record.sharpness_history.items():

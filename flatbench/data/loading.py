@@ -40,6 +40,11 @@ def load_for(
             f"{name}: training.loss must be one of your own: cross-entropy is of class labels, "
             f"and {settings.data.name} has targets [{shape}] of {_name(labels.dtype)}"
         )
+    if dataset.classes is None and settings.sharpness.normalised:
+        raise UsageError(
+            f"{name}: sharpness.normalised must be left out where the targets are no class "
+            f"labels: there are no logits, got {', '.join(settings.sharpness.normalised)}"
+        )
     # of the sets that come with flatbench, a small part is what the protocol asks for by a number
     if settings.data.source is not None and len(dataset.train) < training.batch_size:
         raise UsageError(

@@ -95,7 +95,7 @@ def hessian_spectrum(
 ) -> Spectrum:
     """Estimate the spectrum of the Hessian at the surface's ``center``.
 
-    Cost: 3·probes·steps gradient evaluations. See `flatbench.sharpness.spectral_density`.
+    Cost: probes·(1 + 2·steps) gradient evaluations. See `flatbench.sharpness.spectral_density`.
 
     Args:
         surface: the loss.

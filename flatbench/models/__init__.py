@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 ARCHITECTURES: tuple[str, ...] = tuple(
-    sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem != "__init__")
+    sorted(
+        path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_")
+    )
 )
 
 ImageSize = int | tuple[int, int]

@@ -6,9 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
-def _conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, kernel_size=3, stride=stride, padding=1, bias=False)
+from flatbench.models._convolutions import conv1x1, conv3x3
 
 
 class BasicBlock(nn.Module):
@@ -16,15 +14,15 @@ class BasicBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = _conv3x3(inputs, outputs, stride)
+        self.conv1 = conv3x3(inputs, outputs, stride)
         self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = _conv3x3(outputs, outputs)
+        self.conv2 = conv3x3(outputs, outputs)
         self.bn2 = nn.BatchNorm2d(outputs)
         self.shortcut = (
             nn.Identity()
             if stride == 1 and inputs == outputs
             else nn.Sequential(
-                nn.Conv2d(inputs, outputs, kernel_size=1, stride=stride, bias=False),
+                conv1x1(inputs, outputs, stride),
                 nn.BatchNorm2d(outputs),
             )
         )
@@ -40,7 +38,7 @@ class ResNet18(nn.Module):
 
     def __init__(self, width: int, in_channels: int, classes: int) -> None:
         super().__init__()
-        self.stem = nn.Sequential(_conv3x3(in_channels, width), nn.BatchNorm2d(width), nn.ReLU())
+        self.stem = nn.Sequential(conv3x3(in_channels, width), nn.BatchNorm2d(width), nn.ReLU())
         stages: list[nn.Module] = []
         inputs = width
         for stage in range(4):

@@ -12,13 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flatbench.models import at_least_one
+from flatbench.models._convolutions import conv1x1, conv3x3
 
 STEM = 16  # channels; the first stage has k times as many
 BLOCKS = 2  # to a stage: (16 layers - 4) / (3 stages * 2 convolutions)
-
-
-def _conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, kernel_size=3, stride=stride, padding=1, bias=False)
 
 
 class WideBlock(nn.Module):
@@ -27,13 +24,11 @@ class WideBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(inputs)
-        self.conv1 = _conv3x3(inputs, outputs, stride)
+        self.conv1 = conv3x3(inputs, outputs, stride)
         self.bn2 = nn.BatchNorm2d(outputs)
-        self.conv2 = _conv3x3(outputs, outputs)
+        self.conv2 = conv3x3(outputs, outputs)
         self.shortcut = (
-            None
-            if stride == 1 and inputs == outputs
-            else nn.Conv2d(inputs, outputs, kernel_size=1, stride=stride, bias=False)
+            None if stride == 1 and inputs == outputs else conv1x1(inputs, outputs, stride)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,7 +43,7 @@ class WRN16(nn.Module):
 
     def __init__(self, width: int, in_channels: int, classes: int) -> None:
         super().__init__()
-        self.stem = _conv3x3(in_channels, STEM)
+        self.stem = conv3x3(in_channels, STEM)
         blocks: list[nn.Module] = []
         inputs = STEM
         for stage in range(3):

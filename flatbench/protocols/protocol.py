@@ -198,6 +198,8 @@ class Sharpness:
     every_epoch: tuple[Measure, ...] = ()
     # The measures of the final weights.
     at_end: tuple[Measure, ...] = ()
+    # Those of the final weights that are taken with normalised logits, too.
+    normalised: tuple[Measure, ...] = field(default=(), metadata=_YOUNGER)
     # How many training images the measures are on: a fixed part, unaugmented.
     examples: Count = 256
     # Which images those are.

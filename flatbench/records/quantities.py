@@ -20,6 +20,7 @@ TEST_ACCURACY: Final = "test_accuracy"
 TRAIN_ACCURACY: Final = "train_accuracy"
 SAM_SHARPNESS: Final = "sam_sharpness"
 
+NORMALISED: Final = "_normalised"  # follows the name of a measure taken with normalised logits
 CLEAN: Final = "_clean"  # ends the name of a measure taken with the true labels
 STANDARD_ERROR: Final = "_standard_error"  # ends the name of a measure's own standard error
 
@@ -89,15 +90,17 @@ QUANTITIES: Final = {
 def quantity(name: str) -> Quantity:
     """Return a quantity by its name; a name that is not listed gives a sharpness with that title.
 
-    The name of a listed measure may end in "_clean".
+    To the name of a listed measure "_normalised" may be added, and then "_clean".
     """
     found = QUANTITIES.get(name)
     if found is not None:
         return found
-    listed = QUANTITIES.get(name.removesuffix(CLEAN))
-    if listed is None or listed.name in FIELDS:  # only a key of the sharpness has a clean twin
+    plain = name.removesuffix(CLEAN)
+    listed = QUANTITIES.get(plain.removesuffix(NORMALISED))
+    if listed is None or listed.name in FIELDS:  # only a key of the sharpness has such twins
         return Quantity(name, name)
-    return Quantity(name, f"{listed.title}, true labels")
+    title = f"{listed.title}, normalised logits" if plain.endswith(NORMALISED) else listed.title
+    return Quantity(name, title if name == plain else f"{title}, true labels")
 
 
 # What a run is judged by: one of them, the same in all runs of a protocol.

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from . import krylov
 from .krylov import Which
+from .products import HessianProducts
 from .surface import (
     LossSurface,
     Measure,
@@ -55,12 +56,13 @@ def hessian_eigenvalues(
 ) -> HessianEigenvalues:
     """Return k extreme eigenvalues of the Hessian of L at w, and their eigenvectors.
 
-    Lanczos with full reorthogonalisation and thick restarts (Wu & Simon 2000) over Hessian-vector
-    products; PyHessian (Yao et al. 2020) finds the same by power iteration. A Krylov space holds
-    one vector of each eigenspace, so copies of a multiple eigenvalue are only found by rounding.
+    Block Lanczos from two starting vectors (Golub & Underwood 1977), with full reorthogonalisation
+    and thick restarts (Wu & Simon 2000), over Hessian-vector products; PyHessian (Yao et al. 2020)
+    finds the same by power iteration. Of a multiple eigenvalue two copies are found, and more by
+    rounding.
 
-    Cost: 3 gradient evaluations a product; about 10 to 40 products for k = 1. Memory:
-    8·d·``basis_size`` bytes beside the model's.
+    Cost: 1 + 2·products gradient evaluations (see `HessianProducts`); about 10 to 40 products for
+    k = 1. Memory: 8·d·``basis_size`` bytes, and the graph of a gradient, beside the model's.
 
     Args:
         surface: the loss, at whose ``center`` w it is measured.
@@ -68,10 +70,10 @@ def hessian_eigenvalues(
         which: "LA" the largest, "SA" the smallest (most negative curvature), "LM" the largest in
             magnitude.
         tolerance: the iteration ends when each residual is at most ``tolerance``·|λ|.
-        max_products: limit on Hessian products, though at least k are made. ``converged`` is False
-            where the limit ends the iteration.
-        basis_size: vectors kept, at least k + 2; None means max(4k, 24).
-        seed: seeds the starting vector.
+        max_products: limit on Hessian products, though at least k, and two, are made.
+            ``converged`` is False where the limit ends the iteration.
+        basis_size: vectors kept, at least k + 4; None means max(4k, 24).
+        seed: seeds the starting vectors.
 
     Returns:
         The eigenvalues; all nan where a product is not finite.
@@ -82,7 +84,7 @@ def hessian_eigenvalues(
     at_least("k", k, 1)
     at_least("max_products", max_products, 1)
     non_negative("tolerance", tolerance)
-    size = max(4 * k, 24) if basis_size is None else at_least("basis_size", basis_size, k + 2)
+    size = max(4 * k, 24) if basis_size is None else at_least("basis_size", basis_size, k + 4)
     if which not in get_args(Which):
         names = ", ".join(map(repr, get_args(Which)))
         raise ValueError(f"which must be one of {names}, got {which!r}")
@@ -91,7 +93,7 @@ def hessian_eigenvalues(
         d = surface.dimension
         raise ValueError(f"k must be at most {d}, the number of parameters, got {k}")
     pairs = krylov.eigenpairs(
-        _product(surface),
+        HessianProducts(surface),
         surface.dimension,
         k,
         which=which,
@@ -125,7 +127,7 @@ def hessian_max_eigenvalue(
         surface: the loss, at whose ``center`` w it is measured.
         tolerance: the iteration ends when the residual is at most ``tolerance``·|λ|.
         max_products: limit on Hessian products.
-        seed: seeds the starting vector.
+        seed: seeds the starting vectors.
 
     Raises:
         ValueError: an argument is out of range.
@@ -147,7 +149,8 @@ def hessian_trace(
     the estimate is unbiased, and its standard error is that of the last third. With few products,
     read it with Student's t at products/3 − 1 degrees of freedom.
 
-    Cost: 3 + 2·products gradient evaluations. Memory: about 11·d·products bytes.
+    Cost: 1 + 2·products gradient evaluations. Memory: about 11·d·products bytes, and the graph of a
+    gradient.
 
     Args:
         surface: the loss, at whose ``center`` w it is measured.
@@ -165,14 +168,15 @@ def hessian_trace(
     generator = torch.Generator().manual_seed(seed)
     third = products // 3
     surface = surface.fresh()
-    sketch = surface.hessian_products(random_signs(third, surface.center, generator))
+    hessian = HessianProducts(surface)
+    sketch = hessian(random_signs(third, surface.center, generator))
     if not bool(sketch.isfinite().all()):
         return Measure(torch.nan, torch.nan, surface.gradient_evaluations)
     span = torch.linalg.qr(sketch.T).Q.T
-    within = (span * surface.hessian_products(span)).sum()
+    within = (span * hessian(span)).sum()
     probes = random_signs(third, surface.center, generator)
     probes -= (probes @ span.T) @ span
-    outside = (probes * surface.hessian_products(probes)).sum(1)
+    outside = (probes * hessian(probes)).sum(1)
     cost = surface.gradient_evaluations
     return Measure(float(within + outside.mean()), standard_error(outside), cost)
 
@@ -232,7 +236,8 @@ def spectral_density(
     the Gauss quadrature of that run stands for the spectrum (Ghorbani et al. 2019; as in PyHessian,
     Yao et al. 2020).
 
-    Cost: 3·probes·steps gradient evaluations. Memory: 8·d·``steps`` bytes beside the model's.
+    Cost: 1 + 2·probes·steps gradient evaluations. Memory: 8·d·``steps`` bytes, and the graph of a
+    gradient, beside the model's.
 
     Args:
         surface: the loss, at whose ``center`` w it is measured.
@@ -250,13 +255,14 @@ def spectral_density(
     at_least("steps", steps, 1)
     generator = torch.Generator().manual_seed(seed)
     surface = surface.fresh()
+    hessian = HessianProducts(surface)
     dimension = surface.dimension
     nodes = np.zeros((probes, min(steps, dimension)))
     weights = np.zeros_like(nodes)
     for i in range(probes):
         start = torch.randn(dimension, generator=generator, dtype=torch.float64)
         places, masses = krylov.gauss_quadrature(
-            _product(surface),
+            hessian,
             start.to(surface.center.device),
             steps,
             32 * surface.precision,
@@ -265,7 +271,3 @@ def spectral_density(
         weights[i, : len(masses)] = masses
     cost = surface.gradient_evaluations
     return SpectralDensity(nodes, weights, dimension, cost)
-
-
-def _product(surface: LossSurface) -> krylov.Product:
-    return lambda vector: surface.hessian_products(vector[None])[0]

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -46,9 +46,9 @@ class Measure:
     converged: bool = True
 
 
-@dataclass
+@dataclass(eq=False)
 class LossSurface:
-    """L(w), its gradient, and products with its Hessian; made by `loss_surface`.
+    """L(w) and its gradient; made by `loss_surface`.
 
     During an evaluation the model is in evaluation mode (no dropout), autocast is off, and float32
     arithmetic is IEEE's with cuDNN's deterministic algorithms: TF32 would drown small differences.
@@ -63,9 +63,8 @@ class LossSurface:
     they enter the model. L is the mean over all examples, summed in float64 over the batches.
 
     ``gradient_evaluations`` counts the work so far in passes over all examples: a gradient is 1,
-    a loss alone 1/3, k Hessian products at once 1 + 2k (a backward pass costs two forward
-    passes, and a second one through both costs twice their sum: Griewank & Walther 2008). A measure
-    counts its own work on a `fresh` copy.
+    a loss alone 1/3 (a backward pass costs two forward passes: Griewank & Walther 2008), and for
+    products with the Hessian see `HessianProducts`. A measure counts its work on a `fresh` copy.
     """
 
     model: nn.Module
@@ -109,13 +108,10 @@ class LossSurface:
 
     def value(self, w: Tensor, buffers: Mapping[str, Tensor] | None = None) -> float:
         """Return L(w); ``buffers`` stand in for the model's own of the same names."""
-        weights = self._unflatten(w)
-        with self._prepared(), torch.no_grad():
+        weights = self.unflattened(w)
+        with self.prepared(), torch.no_grad():
             total = sum(
-                (
-                    share * self._batch_loss(weights, x, y, buffers)
-                    for share, x, y in self._batches()
-                ),
+                (share * self.batch_loss(weights, x, y, buffers) for share, x, y in self.batches()),
                 self.center.new_zeros(()),
             )
         self.gradient_evaluations += 1 / 3
@@ -123,56 +119,19 @@ class LossSurface:
 
     def gradient(self, w: Tensor) -> tuple[float, Tensor]:
         """Return L(w) and its gradient at w, (d,)."""
-        leaves = self._leaves(w)
+        leaves = self.leaves(w)
         total = self.center.new_zeros(())
         gradient = torch.zeros_like(self.center)
-        with self._prepared(), torch.enable_grad():
-            for share, x, y in self._batches():
-                loss = self._batch_loss(dict(zip(self.parameters, leaves, strict=True)), x, y)
+        with self.prepared(), torch.enable_grad():
+            for share, x, y in self.batches():
+                loss = self.batch_loss(leaves, x, y)
                 total += share * loss.detach()
                 if loss.requires_grad:
-                    _raise_if_cut([loss])
-                    parts = torch.autograd.grad(loss, leaves, materialize_grads=True)
-                    gradient += share * _flatten(parts)
+                    raise_if_cut([loss])
+                    parts = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+                    gradient += share * flattened(parts)
         self.gradient_evaluations += 1
         return float(total), gradient
-
-    def hessian_products(self, vectors: Tensor) -> Tensor:
-        """Return H v, (k, d), for each row v of ``vectors`` (k, d), H the Hessian at the model's w.
-
-        Each product is a backward pass through the first one (Pearlmutter 1994), which all k share.
-        Forward-over-reverse was no faster on a CPU ResNet18, and torch.func's vmapped second
-        derivative of BatchNorm with batch statistics is wrong (seen in torch 2.15).
-
-        Raises:
-            RuntimeError: the model has no second derivative.
-        """
-        leaves = self._leaves(self.center)
-        tangents = [list(self._unflatten(vector).values()) for vector in vectors]
-        products = torch.zeros_like(vectors)
-        with self._prepared(), torch.enable_grad():
-            for share, x, y in self._batches():
-                loss = self._batch_loss(dict(zip(self.parameters, leaves, strict=True)), x, y)
-                if not loss.requires_grad:
-                    continue
-                gradient = torch.autograd.grad(
-                    loss, leaves, create_graph=True, materialize_grads=True
-                )
-                _raise_if_cut([loss, *gradient])
-                curved = [i for i, part in enumerate(gradient) if part.requires_grad]
-                if not curved:  # L is linear in w: its gradient does not depend on w
-                    continue
-                for k, tangent in enumerate(tangents):
-                    parts = torch.autograd.grad(
-                        [gradient[i] for i in curved],
-                        leaves,
-                        [tangent[i] for i in curved],
-                        retain_graph=k + 1 < len(tangents),
-                        materialize_grads=True,
-                    )
-                    products[k] += share * _flatten(parts)
-        self.gradient_evaluations += 1 + 2 * len(vectors)
-        return products
 
     def recomputed_buffers(self, w: Tensor) -> dict[str, Tensor]:
         """Return the buffers with BatchNorm's running statistics recomputed at w.
@@ -189,12 +148,12 @@ class LossSurface:
         for name, buffer in self.model.named_buffers():
             if id(buffer) in owned:
                 buffers[name].zero_()  # the first of the averages replaces it
-        weights = self._unflatten(w)
-        with self._prepared(), torch.no_grad():  # which puts the training flags back
+        weights = self.unflattened(w)
+        with self.prepared(), torch.no_grad():  # which puts the training flags back
             try:
                 for m in norms:
                     m.training, m.momentum = True, None  # None: the average over all batches
-                for _, x, _ in self._batches():
+                for _, x, _ in self.batches():
                     functional_call(self.model, weights | buffers, (x,))
             finally:
                 for m, momentum in zip(norms, momenta, strict=True):
@@ -203,7 +162,7 @@ class LossSurface:
         return buffers
 
     @contextmanager
-    def _prepared(self) -> Iterator[None]:
+    def prepared(self) -> Iterator[None]:
         """Set the model's training flags and the arithmetic for an evaluation; put them back.
 
         A flag is written only where it changes: an attribute of an `nn.Module` is slow to set, and
@@ -224,13 +183,13 @@ class LossSurface:
                 if module.training != training:
                     module.training = training
 
-    def _batches(self) -> Iterator[tuple[float, Tensor, Tensor]]:
+    def batches(self) -> Iterator[tuple[float, Tensor, Tensor]]:
         """Yield each batch's share of the examples, inputs and targets, on the model's device."""
         device = self.center.device
         for x, y in _split(self.inputs, self.targets, self.batch_size):
             yield len(x) / self.examples, x.to(device), y.to(device)
 
-    def _batch_loss(
+    def batch_loss(
         self,
         weights: dict[str, Tensor],
         x: Tensor,
@@ -248,7 +207,7 @@ class LossSurface:
             )
         return loss.reshape(())
 
-    def _unflatten(self, flat: Tensor) -> dict[str, Tensor]:
+    def unflattened(self, flat: Tensor) -> dict[str, Tensor]:
         """Return copies of the pieces of ``flat`` in the parameters' shapes, types and strides."""
         pieces = torch.split(flat, [p.numel() for p in self.parameters.values()])
         return {
@@ -256,8 +215,9 @@ class LossSurface:
             for (name, p), piece in zip(self.parameters.items(), pieces, strict=True)
         }
 
-    def _leaves(self, w: Tensor) -> list[Tensor]:
-        return [piece.requires_grad_() for piece in self._unflatten(w).values()]
+    def leaves(self, w: Tensor) -> dict[str, Tensor]:
+        """Return the same as `unflattened`, to differentiate by."""
+        return {name: piece.requires_grad_() for name, piece in self.unflattened(w).items()}
 
 
 def loss_surface(
@@ -308,7 +268,7 @@ def loss_surface(
         raise ValueError(f"model must have its parameters on one device, got {names}")
 
     parameters = dict(named)
-    center = _flatten(parameters.values())
+    center = flattened(parameters.values())
     buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
     return LossSurface(model, loss, inputs, targets, size, batchnorm, parameters, buffers, center)
 
@@ -350,7 +310,8 @@ def _split(inputs: Tensor, targets: Tensor, size: int) -> Iterator[tuple[Tensor,
     return zip(torch.split(inputs, size), torch.split(targets, size), strict=True)
 
 
-def _flatten(parts: Any) -> Tensor:
+def flattened(parts: Iterable[Tensor]) -> Tensor:
+    """Return the parts as one float64 vector, (d,)."""
     return torch.cat([part.detach().to(torch.float64).reshape(-1) for part in parts])
 
 
@@ -363,7 +324,7 @@ _CUTS = {
 }
 
 
-def _raise_if_cut(results: Iterable[Tensor]) -> None:
+def raise_if_cut(results: Iterable[Tensor]) -> None:
     """Raise if the way from these results back to the weights is cut."""
     waiting = [result.grad_fn for result in results if result.grad_fn is not None]
     seen = set(waiting)

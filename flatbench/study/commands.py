@@ -26,6 +26,7 @@ from flatbench.options import (
 )
 from flatbench.protocols.protocol import Measure, Protocol
 from flatbench.protocols.reading import load, read_sharpness
+from flatbench.records.quantities import NORMALISED
 from flatbench.text import did_you_mean, markdown_text
 
 if TYPE_CHECKING:
@@ -269,7 +270,7 @@ def _add_sharpness(commands: argparse._SubParsersAction[Any]) -> None:
     add("--protocol", help="in place of --model and --data: network, data and [sharpness] of it")
     add("--architecture", help="of the protocol (default: its first)")
     add("--seed", type=natural, help="whose label noise the labels have (default: true labels)")
-    add("--measures", type=names, help="comma-separated (default: all)")
+    add("--measures", type=names, help=f"comma-separated (default: all without {NORMALISED})")
     add("--examples", type=count, help="training examples measured on (default: 256)")
     add("--examples-seed", type=natural, help="which examples those are (default: 0)")
     for name, what in (
@@ -311,11 +312,15 @@ def _sharpness(options: argparse.Namespace) -> int:
 
 def _measured_protocol(options: argparse.Namespace) -> Protocol:
     """Return the protocol that says what `sharpness` measures."""
-    known, asked = get_args(Measure), options.measures or ()
+    measures, asked = get_args(Measure), options.measures or ()
+    known = (*measures, *(f"{name}{NORMALISED}" for name in measures))
     for name in asked:
         if name not in known:
             hint = did_you_mean(name, known)
-            raise UsageError(f"--measures must be among {', '.join(known)}, got {name!r}{hint}")
+            raise UsageError(
+                f"--measures must be among {', '.join(measures)}, or one of them with {NORMALISED} "
+                f"added, got {name!r}{hint}"
+            )
         if asked.count(name) > 1:
             raise UsageError(f"--measures: {name} is given more than once")
     keys = ("examples", "examples_seed", "rho", "adaptive_rho", "sigma", "adaptive_sigma")

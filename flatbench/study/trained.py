@@ -23,7 +23,7 @@ from flatbench.protocols.cases import Case, grid
 from flatbench.protocols.protocol import DATA_SETS, Protocol
 from flatbench.protocols.reading import from_table
 from flatbench.records import provenance
-from flatbench.records.quantities import CLEAN
+from flatbench.records.quantities import CLEAN, NORMALISED
 from flatbench.study.runs import Machine
 from flatbench.study.weights import load_into
 from flatbench.text import did_you_mean
@@ -207,7 +207,9 @@ def _values(found: measuring.Measured, seconds: float) -> list[Value]:
                 name,
                 value,
                 None if error is None else measuring.finite(error),
-                TOLERANCES.get(name.removesuffix(CLEAN)) if failure is None else None,
+                TOLERANCES.get(name.removesuffix(CLEAN).removesuffix(NORMALISED))
+                if failure is None
+                else None,
                 None if taken is None else taken.gradient_evaluations,
                 seconds,
                 failure,
@@ -264,7 +266,9 @@ def _about(
         "normalised_with": {"mean": dataset.mean.tolist(), "std": dataset.std.tolist()},
         "examples": examples,
         "settings": {
-            key: value for key, value in vars(rule).items() if key not in ("every_epoch", "at_end")
+            key: value
+            for key, value in vars(rule).items()
+            if key not in ("every_epoch", "at_end", "normalised")
         },
         "provenance": provenance.describe(where, "fp32"),
     }

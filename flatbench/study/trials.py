@@ -54,7 +54,7 @@ def trials_of(protocol: Protocol, rows: Sequence[str]) -> Protocol:
         description=f"the trials of {protocol.name}'s [tuning], on its validation part",
         seeds=tuning.seeds,
         data=dataclasses.replace(protocol.data, evaluation="validation"),
-        sharpness=dataclasses.replace(protocol.sharpness, every_epoch=(), at_end=()),
+        sharpness=dataclasses.replace(protocol.sharpness, every_epoch=(), at_end=(), normalised=()),
         optimizers=found,
         overrides=overrides,
         compare_with=None,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -18,23 +19,24 @@ from torch.nn import functional as F
 from flatbench.components import in_one_line
 from flatbench.data import DataSet
 from flatbench.protocols.protocol import Sharpness
-from flatbench.records.quantities import CLEAN, STANDARD_ERROR
+from flatbench.records.quantities import CLEAN, NORMALISED, STANDARD_ERROR
 from flatbench.sharpness import (
+    Curvature,
     LossSurface,
     Measure,
     ascent_sharpness,
     average_sharpness,
-    hessian_max_eigenvalue,
-    hessian_trace,
+    hessian_curvature,
     loss_surface,
+    on_normalised_logits,
 )
 from flatbench.training.task import Function
 
 ASCENT_STEPS = 10  # of the "_10_steps" measures
 NOISE_PAIRS = 5  # of average_sharpness
-# Loose, because a ranking needs two digits and each Lanczos step costs three gradients.
+# Loose, because a ranking needs two digits and each product costs two gradients.
 EIGENVALUE_TOLERANCE = 1e-2
-TRACE_PRODUCTS = 15
+TRACE_PROBES = 5
 
 MEASURES: Mapping[str, Callable[[LossSurface, Sharpness], Measure]] = {
     "ascent_sharpness": lambda surface, rule: ascent_sharpness(surface, rho=rule.rho),
@@ -51,11 +53,20 @@ MEASURES: Mapping[str, Callable[[LossSurface, Sharpness], Measure]] = {
     "adaptive_average_sharpness": lambda surface, rule: average_sharpness(
         surface, sigma=rule.adaptive_sigma, samples=NOISE_PAIRS, adaptive=True
     ),
-    "hessian_max_eigenvalue": lambda surface, rule: hessian_max_eigenvalue(
-        surface, tolerance=EIGENVALUE_TOLERANCE
-    ),
-    "hessian_trace": lambda surface, rule: hessian_trace(surface, products=TRACE_PRODUCTS),
+    "hessian_max_eigenvalue": lambda surface, rule: _curvature(surface).max_eigenvalue,
+    "hessian_trace": lambda surface, rule: _curvature(surface).trace,
 }
+
+# What a surface's Krylov space gave, as long as the surface lives: two measures ask for it.
+_CURVATURES: weakref.WeakKeyDictionary[LossSurface, Curvature] = weakref.WeakKeyDictionary()
+
+
+def _curvature(surface: LossSurface) -> Curvature:
+    if surface not in _CURVATURES:
+        _CURVATURES[surface] = hessian_curvature(
+            surface, tolerance=EIGENVALUE_TOLERANCE, probes=TRACE_PROBES
+        )
+    return _CURVATURES[surface]
 
 
 @dataclass(frozen=True)
@@ -71,6 +82,11 @@ class Measured:
     values: dict[str, float | None]
     failures: dict[str, str]
     taken: dict[str, Measure]
+
+
+def at_end(rule: Sharpness) -> tuple[str, ...]:
+    """Return the names of a protocol's measures of the final weights."""
+    return (*rule.at_end, *(f"{name}{NORMALISED}" for name in rule.normalised))
 
 
 def examples(dataset: DataSet, rule: Sharpness) -> Tensor:
@@ -94,9 +110,9 @@ def measure(
 
     The loss is the plain one, without label smoothing, whatever a row trains with. ``labels`` [N]
     are the labels that the run trains on. Where they differ from the true ones, each measure is
-    taken with the true ones too, under its name and `CLEAN`. With ``standard_errors``, a measure
-    that has one gives it under its name and `STANDARD_ERROR`. A value that is not finite becomes
-    None.
+    taken with the true ones too, under its name and `CLEAN`. A name that ends in `NORMALISED` is
+    that of a measure with normalised logits. With ``standard_errors``, a measure that has one gives
+    it under its name and `STANDARD_ERROR`. A value that is not finite becomes None.
 
     A measure that raises an error loses neither the others nor the run: the second derivative of a
     user's network may not exist, or not fit into the memory.
@@ -108,16 +124,18 @@ def measure(
         sides[CLEAN] = dataset.train.labels[picked]
 
     @functools.cache
-    def surface(side: str) -> LossSurface:
-        return loss_surface(model, loss, images, sides[side], batchnorm=rule.batchnorm)
+    def surface(side: str, normalised: bool) -> LossSurface:
+        height = on_normalised_logits(loss) if normalised else loss
+        return loss_surface(model, height, images, sides[side], batchnorm=rule.batchnorm)
 
     values: dict[str, float | None] = {}
     failures: dict[str, str] = {}
     taken: dict[str, Measure] = {}
     for name in names:
+        plain = name.removesuffix(NORMALISED)
         for side in sides:
             try:
-                found = MEASURES[name](surface(side), rule)
+                found = MEASURES[plain](surface(side, name != plain), rule)
             except Exception as error:  # noqa: BLE001 - a user's backward may raise anything
                 values[f"{name}{side}"] = None
                 failures[f"{name}{side}"] = in_one_line(error)

@@ -302,7 +302,7 @@ def _record(run: Run, reason: str | None, calibration: float) -> Record:
             "train_loss": last.train_loss,
             **_outcomes(run),
             "sam_sharpness": last.sam_sharpness,
-            "sharpness": _measure(run, case.protocol.sharpness.at_end, None),
+            "sharpness": _measure(run, measuring.at_end(case.protocol.sharpness), None),
         }
     came_from = provenance.describe(run.where, run.precision) | {
         "key": run.key,
