@@ -89,7 +89,7 @@ def test_without_noise_there_is_one_side(digits, model):
     picked = measuring.examples(digits, RULE)
     images = digits.normalise(digits.train.images[picked])
     surface = sharpness.loss_surface(model, F.cross_entropy, images, labels[picked])
-    average = sharpness.average_sharpness(surface, sigma=0.05, samples=5, adaptive=True)
+    average = sharpness.average_sharpness(surface, sigma=0.05, samples=10, adaptive=True)
     assert found["adaptive_average_sharpness"] == average.value
     grouped = sharpness.ascent_sharpness(surface, rho=0.1, m=16)
     assert found["m_sharpness"] == grouped.value
@@ -139,7 +139,7 @@ def test_batchnorm_rule_of_the_protocol_is_kept(digits, model):
         batchnorm="train",
     )
     assert found["ascent_sharpness"] == sharpness.ascent_sharpness(surface, rho=0.1).value
-    noise = sharpness.average_sharpness(surface, sigma=0.02, samples=5)
+    noise = sharpness.average_sharpness(surface, sigma=0.02, samples=10)
     assert found["average_sharpness"] == noise.value
     running = measured(names, model, digits, digits.train.labels, RULE)
     assert all(found[name] != running[name] for name in names)

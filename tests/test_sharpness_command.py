@@ -366,18 +366,21 @@ def test_the_table_says_what_each_value_cost_and_how_far_it_may_be(folder, capsy
     values = json.loads((folder / "found.json").read_text(encoding="utf-8"))["values"]
     ascent, grouped, largest, trace = values
     assert ascent["gradient_evaluations"] == pytest.approx(4 / 3)
-    assert trace["gradient_evaluations"] == 3 + 2 * 15
-    assert largest["gradient_evaluations"] % 3 == 0
+    # by the eigenvalue's products, and five probes
+    assert largest["gradient_evaluations"] % 4 == 1
+    assert trace["gradient_evaluations"] == largest["gradient_evaluations"] + 2 * 5
     assert largest["tolerance"] == 0.01
     assert [v["tolerance"] for v in (ascent, grouped, trace)] == [None] * 3
     assert ascent["standard_error"] is None
     assert grouped["standard_error"] > 0
+    assert trace["interval"] == pytest.approx(2.776 * trace["standard_error"], rel=1e-3)  # t of 4
     table = capsys.readouterr().out.split("\n\n")[1].splitlines()
-    assert table[0].split() == ["measure", "value", "standard", "error", "gradients", "seconds"]
+    assert table[0].split() == ["measure", "value", "95", "%", "interval", "gradients", "seconds"]
     assert table[1].split()[:4] == ["ascent_sharpness", f"{ascent['value']:.4g}", "none", "1.3"]
-    assert table[2].split()[2] == f"{grouped['standard_error']:.2g}"
+    assert table[2].split()[2:4] == ["±", f"{grouped['interval']:.2g}"]
     assert table[3].split()[2:6] == ["none,", "within", "1", "%"]
-    assert table[4].split()[2:4] == [f"{trace['standard_error']:.2g}", "33.0"]
+    gradients = f"{trace['gradient_evaluations']:.1f}"
+    assert table[4].split()[2:5] == ["±", f"{trace['interval']:.2g}", gradients]
 
 
 def test_what_has_not_converged_is_shown_and_said(folder, capsys, monkeypatch):

@@ -77,7 +77,7 @@ def ascent_sharpness(
         cost += share * group.gradient_evaluations
     values = torch.tensor(rises, dtype=torch.float64)
     mean = values @ torch.tensor(shares, dtype=torch.float64)
-    return Measure(float(mean), standard_error(values), cost)
+    return Measure(float(mean), standard_error(values), cost, samples=len(values))
 
 
 def _ascend(surface: LossSurface, rho: float, steps: int, move: float, scale: Tensor) -> float:

