@@ -259,6 +259,22 @@ def test_equal_compute_pairs_by_base_and_gradient_evaluations():
     assert titled(full(3, base=None), "Test accuracy (%) at equal compute") is None
 
 
+def test_rows_without_a_count_of_gradients_are_not_of_equal_compute():
+    records = full(3, gradient_evaluations=0)
+    assert titled(records, "Test accuracy (%) at equal compute") is None
+    assert "Where the table of equal compute lacks a row" in render(records)
+    one = [dataclasses.replace(r, gradient_evaluations=0) if r.seed == 1 else r for r in full(3)]
+    assert titled(one, "Test accuracy (%) at equal compute") is None
+    silent = [
+        dataclasses.replace(
+            r, history=tuple(dataclasses.replace(e, gradient_evaluations=0) for e in r.history)
+        )
+        for r in records
+    ]
+    rows = dict(titled(silent, "Cost of reaching", target=50.0).rows)
+    assert rows["sgd"][0].text.startswith("— (")
+
+
 def test_time_to_accuracy_counts_whole_epochs_and_who_never_arrived():
     records = full(3)
     made = titled(records, "Cost of reaching", target=85.0)

@@ -46,7 +46,7 @@ def equal_compute_table(numbers: Numbers) -> Table | None:
                 value_cell(outcomes.get((gain.architecture, gain.base)), usual, places, False),
                 gain_cell(gain, usual),
                 p_cell(gain.p, gain.supported),
-                _count_cell(numbers.mean(gain.architecture, gain.row)),
+                _count_cell(numbers.gradients(gain.architecture, gain.row)),
                 _ratio_cell(
                     numbers.mean(gain.architecture, gain.row, "seconds"),
                     numbers.mean(gain.architecture, gain.base, "seconds"),
@@ -129,15 +129,22 @@ def _cost_cell(section: Section, architecture: str, row: str, target: float | No
     runs = section.cell(architecture, row)
     if not runs or target is None:
         return Cell(MISSING)
-    costs = [cost for run in runs if (cost := _cost(run, target)) is not None]
+    costs = [spent for run in runs if (spent := cost(run, target)) is not None]
     if len(costs) < len(runs):
         return Cell(f"reached by {len(costs)} of {len(runs)}")
-    evaluations = sum(cost[0] for cost in costs) / len(costs)
-    seconds = sum(cost[1] for cost in costs) / len(costs)
-    return Cell(f"{evaluations:.0f} ({number(seconds, decimals([seconds]))} s)", evaluations)
+    evaluations = sum(spent[0] for spent in costs) / len(costs)
+    seconds = sum(spent[1] for spent in costs) / len(costs)
+    known = all(spent[0] for spent in costs)
+    count = f"{evaluations:.0f}" if known else MISSING
+    time = f"({number(seconds, decimals([seconds]))} s)"
+    return Cell(f"{count} {time}", evaluations if known else None)
 
 
-def _cost(run: Record, target: float) -> tuple[int, float] | None:
+def cost(run: Record, target: float) -> tuple[int, float] | None:
+    """Return a run's gradient evaluations and seconds until an accuracy; None if never reached.
+
+    The count is 0 where the record has none.
+    """
     evaluations, seconds = 0, 0.0
     for epoch in run.history:
         evaluations += epoch.gradient_evaluations
