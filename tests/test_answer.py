@@ -12,8 +12,9 @@ from scipy import stats
 
 from docs import answers
 from flatbench.records.sections import sections
+from flatbench.report.comparisons import Question
 from flatbench.stats import holm
-from flatbench.study.answer import Question, answer, require
+from flatbench.study.answer import answer, require
 from flatbench.study.sentences import flatness_lines, lines
 from tests.synthetic import record
 
