@@ -93,16 +93,7 @@ def time_to_accuracy_table(numbers: Numbers, target: float | None = None) -> Tab
     section = numbers.section
     if section.outcome.name != TEST_ACCURACY or not any(r.history for r in section.records):
         return None
-    accuracies = numbers.cells(TEST_ACCURACY)
-    targets: dict[str, float] = {}
-    for architecture in section.architectures:
-        means = [
-            cell.summary.mean
-            for (a, _), cell in accuracies.items()
-            if a == architecture and cell.summary.mean is not None
-        ]
-        if target is not None or means:
-            targets[architecture] = math.floor(min(means)) if target is None else target
+    aims = targets(numbers, target)
     how = (
         "The targets were set from these very runs: the lowest final mean of any row of the "
         "architecture, rounded down, so that every row reaches it on average."
@@ -114,15 +105,30 @@ def time_to_accuracy_table(numbers: Numbers, target: float | None = None) -> Tab
         f"Cells: mean gradient evaluations (mean training seconds) until the end of the first "
         f"epoch at or above the target; a mean only where every run reached it. {how}",
         "optimizer",
-        tuple(f"{a} (≥ {targets[a]:g} %)" if a in targets else a for a in section.architectures),
+        tuple(f"{a} (≥ {aims[a]:g} %)" if a in aims else a for a in section.architectures),
         tuple(
             (
                 row,
-                tuple(_cost_cell(section, a, row, targets.get(a)) for a in section.architectures),
+                tuple(_cost_cell(section, a, row, aims.get(a)) for a in section.architectures),
             )
             for row in section.optimizers
         ),
     )
+
+
+def targets(numbers: Numbers, target: float | None = None) -> dict[str, float]:
+    """Return the accuracy that each architecture's rows are to reach; see the table."""
+    section, found = numbers.section, {}
+    accuracies = numbers.cells(TEST_ACCURACY)
+    for architecture in section.architectures:
+        means = [
+            cell.summary.mean
+            for (a, _), cell in accuracies.items()
+            if a == architecture and cell.summary.mean is not None
+        ]
+        if target is not None or means:
+            found[architecture] = math.floor(min(means)) if target is None else target
+    return found
 
 
 def _cost_cell(section: Section, architecture: str, row: str, target: float | None) -> Cell:

@@ -171,6 +171,16 @@ class Numbers:
         counts = _values(self.section.cell(architecture, row), "gradient_evaluations").values()
         return summary([*counts]).mean if all(counts) else None
 
+    def equal_epochs(self, architecture: str, row: str, other: str) -> bool:
+        """Return whether all completed runs of two rows tell of the same number of epochs."""
+        lengths = {
+            len(record.history)
+            for r in (row, other)
+            for record in self.section.cell(architecture, r)
+            if record.status == "completed"
+        }
+        return len(lengths) == 1 and lengths != {0}
+
     def equal_gradients(self, architecture: str, row: str, other: str) -> bool:
         """Return whether two rows' counts are known and agree to 1 %.
 

@@ -22,6 +22,7 @@ class Finding:
     about: str  # "adam+sam − adam on vgg16"
     numbers: str  # the gain, its interval, and what could have shown
     verdict: str
+    sign: int  # 1 where the first row is told to be better, −1 where the second is, else 0
 
     def __str__(self) -> str:
         """Return the sentence."""
@@ -34,14 +35,15 @@ def finding(found: Comparison, outcome: Quantity) -> Finding:
     about = f"{q.mine} {'/' if found.is_of_logarithms else '−'} {q.reference} on {q.architecture}"
     n = _seeds(found)
     if found.gain is None:
-        return Finding(about, "no seed that has both", found.verdict)
+        return Finding(about, "no seed that has both", found.verdict, 0)
     if found.verdict == "the same":
-        return Finding(about, f"equal bit for bit in {n}", found.verdict)
+        return Finding(about, f"equal bit for bit in {n}", found.verdict, 0)
     gain = _amount(found, found.gain, outcome, sign=True)
     numbers = ", ".join([f"{gain}{_unit(found, outcome)}", *_interval(found, outcome)])
     shown = _shown(found, outcome)
     numbers += f"; {n} could have shown {shown}" if shown else f"; no test of {n}"
-    return Finding(about, numbers, f"{verdict(found, outcome)}{_why(found)}")
+    sign = {"better": 1, "worse": -1}.get(found.verdict, 0)
+    return Finding(about, numbers, f"{verdict(found, outcome)}{_why(found)}", sign)
 
 
 def sentence(found: Comparison, outcome: Quantity) -> str:
