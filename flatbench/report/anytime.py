@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -71,21 +72,21 @@ def _curve(
     spent = np.mean(
         [np.cumsum([e.gradient_evaluations for e in r.history[:length]]) for r in runs], axis=0
     )
+    step = max(1, length // 5)
+    marked = range((length - 1) % step, length, step)  # the last epoch among them
+    look_of: Any = {"color": look.colour, "marker": look.marker, "markerfacecolor": look.face}
     axes.plot(
         spent,
         values.mean(0),
-        color=look.colour,
+        **look_of,
         linestyle=look.line,
-        marker=look.marker,
-        markerfacecolor=look.face,
-        markevery=max(1, length // 6),
+        markevery=list(marked),
         label=figure_text(row),
     )
-    bounds = [t_interval(column.tolist()) for column in values.T]
-    known = [bound for bound in bounds if bound is not None]
-    if len(known) == length:
-        low, high = [b.low for b in known], [b.high for b in known]
-        axes.fill_between(spent, low, high, color=look.colour, alpha=0.13, linewidth=0)
+    for place in marked:
+        bound = t_interval(values[:, place].tolist())
+        if bound is not None:
+            axes.plot([spent[place]] * 2, [bound.low, bound.high], color=look.colour, linewidth=0.8)
 
 
 def _strip(

@@ -76,7 +76,7 @@ def caption(numbers: Numbers, name: str) -> Caption:
     if name == COST:
         return Caption(
             f"{outcome} by gradients spent",
-            "Line: mean over the seeds; band: its 95 % t-interval. Below: gradients until the "
+            "Line: mean over the seeds, with its 95 % t-interval. Below: gradients until the "
             "target that the dotted line marks, a point a run, a bar at their mean; × marks a run "
             "that did not reach it.",
         )

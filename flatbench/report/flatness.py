@@ -69,25 +69,27 @@ def _table(numbers: Numbers, architecture: str) -> Table:
         for (where, row), cell in numbers.cells(measure).items()
         if where == architecture
     }
-    usual = usual_count(cell.summary.n for cell in cells.values())
+    by_row = {row: usual_count(cells[m, row].summary.n for m in measures) for row in rows}
+    usual = usual_count(by_row.values())
     lines = []
     for measure in measures:
         means = {row: cells[measure, row].summary.mean for row in rows}
         known = {row: mean for row, mean in means.items() if mean is not None}
         if not known:
             continue
-        places = decimals([*known.values()])
+        places = decimals([*known.values()], digits=2)
         lowest = min(known, key=known.__getitem__)
         higher = _higher(numbers, measure, architecture, lowest, [*known])
         made = []
         for row in rows:
-            cell = value_cell(cells[measure, row], usual, places, row == lowest and len(known) > 1)
+            is_lowest = row == lowest and len(known) > 1
+            cell = value_cell(cells[measure, row], by_row[row], places, is_lowest)
             if usual > 1 and row in known and row not in (lowest, *higher):
                 cell = replace(cell, text=f"{cell.text} {UNTOLD}")
             made.append(cell)
         lines.append((quantity(measure).heading, tuple(made)))
     spread = "mean ± sample standard deviation over seeds" if usual > 1 else "one seed's value"
-    note = f"Cells: {spread}; n = {usual} unless a cell says otherwise. Bold: a line's lowest mean"
+    note = f"Cells: {spread}; n = {usual} unless said otherwise. Bold: a line's lowest mean"
     if usual > 1:
         note += (
             f"; {UNTOLD}: not told from it (paired t-test of the logarithms by seed, Holm-adjusted "
@@ -99,7 +101,7 @@ def _table(numbers: Numbers, architecture: str) -> Table:
         f"Sharpness on {architecture}: {described(section, usual)}",
         note,
         "measure",
-        tuple(rows),
+        tuple(row if by_row[row] in (usual, 0) else f"{row} (n = {by_row[row]})" for row in rows),
         tuple(lines),
     )
 

@@ -50,6 +50,6 @@ def forest(numbers: Numbers) -> Figure:
             axes.tick_params(axis="y", length=0)
             axes.spines["left"].set_visible(False)
             axes.set_title(figure_text(architecture), loc="left")
-        unit = " (percentage points)" if section.outcome.unit == "%" else ""
-        panels[-1].set_xlabel(f"gain in {section.outcome.titled(section.evaluation)}{unit}")
+        unit = ", points" if section.outcome.unit == "%" else ""
+        figure.supxlabel(f"gain in {section.outcome.titled(section.evaluation)}{unit}", fontsize=8)
     return figure

@@ -53,7 +53,11 @@ def opening(numbers: Numbers) -> Opening:
     return Opening(
         tuple(outcome),
         _note(outcome),
-        tuple(_flatness(numbers, title, questions) for title, questions in asked.items()),
+        tuple(
+            said
+            for title, questions in asked.items()
+            if (said := _flatness(numbers, title, questions))
+        ),
         tuple(
             _answers(
                 numbers,
@@ -71,9 +75,10 @@ def _questions(numbers: Numbers) -> dict[str, list[Question]]:
     """Return what is asked, by the terms."""
 
     def of(gains: Iterable[Gain], terms: str) -> list[Question]:
-        return [Question(g.architecture, g.row, g.base, terms, g.base) for g in gains]
+        ordered = sorted(gains, key=lambda g: section.optimizers.index(g.row))
+        return [Question(g.architecture, g.row, g.base, terms, g.base) for g in ordered]
 
-    gains = numbers.pair_gains
+    section, gains = numbers.section, numbers.pair_gains
     alike = all(numbers.equal_epochs(g.architecture, g.row, g.base) for g in gains)
     first = f"At {EQUAL_EPOCHS}" if alike else "Against the row of its pair"
     return {
@@ -129,12 +134,12 @@ def _flatness(numbers: Numbers, title: str, questions: Sequence[Question]) -> st
             told = Counter(c.verdict for c in found)
             lower = sum(c.gain is not None and c.gain > 0 for c in found)
             parts.append(
-                f"by {kind.counted(len(measures))} lower in {lower} of {len(found)} comparisons, "
-                f"of which {told['better']} are told, and told to be higher in {told['worse']}"
+                f"by {kind.counted(len(measures))} flatter in {lower} of {len(found)} comparisons "
+                f"(told: {told['better']} flatter, {told['worse']} sharper)"
             )
     who = "SAM" if numbers.all_sam else "the first row"
     terms = f"{title[0].lower()}{title[1:]}"
-    return f"Sharpness of {who} {terms}: {'; '.join(parts) or 'measured of none'}."
+    return f"Flatness {terms}: {who} is {'; '.join(parts)}." if parts else ""
 
 
 def _warnings(numbers: Numbers) -> Iterable[str]:

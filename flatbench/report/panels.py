@@ -74,7 +74,7 @@ def heights(axes: Axes) -> FloatArray:
 
 
 def focus_on_the_end(axes: Axes) -> None:
-    """Let the vertical axis span what the curves do in the second half of their way.
+    """Let the vertical axis span what the curves do in the last third of their way.
 
     All accuracies start near chance; an axis from there to the end would hide how they differ.
     """
@@ -82,7 +82,7 @@ def focus_on_the_end(axes: Axes) -> None:
     for line in axes.lines:
         if not str(line.get_label()).startswith("_"):  # a run that was lost has no label
             x, y = (np.asarray(data, float) for data in line.get_data())
-            ends.append(y[x >= (x[0] + x[-1]) / 2])
+            ends.append(y[x >= x[0] + (x[-1] - x[0]) * 2 / 3])
     if ends:
         low, high = (float(f(np.concatenate(ends))) for f in (np.min, np.max))
         if high > low:

@@ -40,7 +40,7 @@ def finding(found: Comparison, outcome: Quantity) -> Finding:
         return Finding(about, f"equal bit for bit in {n}", found.verdict, 0)
     gain = _amount(found, found.gain, outcome, sign=True)
     numbers = ", ".join([f"{gain}{_unit(found, outcome)}", *_interval(found, outcome)])
-    shown = _shown(found, outcome)
+    shown = _shown(found, outcome).removesuffix(_unit(found, outcome))
     numbers += f"; {n} could have shown {shown}" if shown else f"; no test of {n}"
     sign = {"better": 1, "worse": -1}.get(found.verdict, 0)
     return Finding(about, numbers, f"{verdict(found, outcome)}{_why(found)}", sign)
@@ -104,7 +104,8 @@ def _shown(found: Comparison, outcome: Quantity) -> str:
     if found.detectable is None:
         return ""
     if found.is_of_logarithms:
-        return f"a factor of {math.exp(found.detectable):.3g}"
+        factor = math.exp(found.detectable)
+        return f"a factor of {factor:.3g}" if factor < 1000 else "a factor above 1000"
     return f"{_amount(found, found.detectable, outcome)}{_unit(found, outcome)}"
 
 
