@@ -134,12 +134,13 @@ def _flatness(numbers: Numbers, title: str, questions: Sequence[Question]) -> st
             told = Counter(c.verdict for c in found)
             lower = sum(c.gain is not None and c.gain > 0 for c in found)
             parts.append(
-                f"by {kind.counted(len(measures))} flatter in {lower} of {len(found)} comparisons "
-                f"(told: {told['better']} flatter, {told['worse']} sharper)"
+                f"in {lower} of {len(found)}{'' if parts else ' comparisons'} by "
+                f"{kind.counted(len(measures))} (told flatter in {told['better']}, sharper in "
+                f"{told['worse']})"
             )
     who = "SAM" if numbers.all_sam else "the first row"
     terms = f"{title[0].lower()}{title[1:]}"
-    return f"Flatness {terms}: {who} is {'; '.join(parts)}." if parts else ""
+    return f"Flatness {terms}: {who} has the lower mean {', '.join(parts)}." if parts else ""
 
 
 def _warnings(numbers: Numbers) -> Iterable[str]:
