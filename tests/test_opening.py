@@ -105,9 +105,9 @@ def test_flatness_is_told_by_kind_of_measure_and_on_both_terms():
     """Flatter than the base, sharper than the base of as many gradients; normalised, turned."""
     epochs, gradients = opened(records()).flatness
     assert epochs == (
-        "Flatness at equal epochs: SAM has the lower mean in 8 of 8 comparisons by 2 plain measures "
-        "(told flatter in 8, sharper in 0), in 0 of 4 by 1 measure with normalised logits (told "
-        "flatter in 0, sharper in 4), in 4 of 4 by 1 measure with true labels (told flatter in 4, "
+        "Flatness at equal epochs: SAM has the lower mean in 8 of 8 comparisons by 2 plain "
+        "measures (told flatter in 8, sharper in 0), in 0 of 4 by 1 measure with normalised logits "
+        "(told flatter in 0, sharper in 4), in 4 of 4 by 1 measure with true labels (told flatter in 4, "
         "sharper in 0)."
     )
     assert gradients == (
@@ -143,7 +143,7 @@ def test_one_table_of_sharpness_an_architecture_marks_the_lowest_and_what_is_not
     assert [c.strong for c in line] == [False, False, False, False, True]
     assert not any("≈" in c.text for c in line)
     values = [r.sharpness[EIGENVALUE] for r in made if r.id.startswith("digits/vgg16/sgd-2x/")]
-    assert line[4].text == f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}"
+    assert line[4].text == f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}"
     close = [dataclasses.replace(r, sharpness={EIGENVALUE: 5.0 + (r.seed * 7 % 5)}) for r in made]
     assert sum("≈" in c.text for c in near(close)) == 4
     assert not any("≈" in c.text for c in near([r for r in close if r.seed == 0]))

@@ -125,7 +125,7 @@ def _note(answers: Sequence[Answers]) -> str:
 
 def _flatness(numbers: Numbers, title: str, questions: Sequence[Question]) -> str:
     """Return how many comparisons by sharpness go which way, by the kind of measure."""
-    parts = []
+    parts: list[str] = []
     for kind in KINDS:
         measures = [m for m in numbers.measures if kind_of(m) is kind]
         by_measure = [compared(numbers.section, quantity(m), questions) for m in measures]
