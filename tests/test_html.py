@@ -370,7 +370,8 @@ def test_figures_follow_the_colour_scheme(opened, scheme):
           context.drawImage(image, 0, 0);
           const { data } = context.getImageData(0, 0, canvas.width, canvas.height);
           const lights = [];
-          for (let i = 0; i < data.length; i += 4) lights.push((data[i] + data[i+1] + data[i+2]) / 3);
+          for (let i = 0; i < data.length; i += 4)
+            lights.push((data[i] + data[i + 1] + data[i + 2]) / 3);
           arguments[0]([lights[0], Math.min(...lights), Math.max(...lights)]);
         });
         """

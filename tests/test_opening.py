@@ -1,6 +1,7 @@
 """What a report says first: the answer, at equal epochs and at equal gradients, and its limits."""
 
 import dataclasses
+import functools
 import re
 
 import numpy as np
@@ -19,6 +20,13 @@ from tests.synthetic import record
 EIGENVALUE = "hessian_max_eigenvalue"
 
 
+@functools.cache
+def usual():
+    """The chapter of the usual grid, made once."""
+    (chapter,) = chapters(records())
+    return chapter
+
+
 def opened(made):
     (chapter,) = chapters(made)
     return chapter.opening
@@ -34,7 +42,7 @@ def differences(made, row, base, architecture):
 
 def test_the_sentences_are_of_every_pair_on_both_terms_with_scipys_numbers():
     made = records()
-    epochs, gradients = opened(made).outcome
+    epochs, gradients = usual().opening.outcome
     assert [str(f).partition(":")[0] for f in epochs.findings] == [
         *("sgd+sam − sgd on resnet18", "sgd+sam − sgd on vgg16"),
         *("adam+sam − adam on resnet18", "adam+sam − adam on vgg16"),
@@ -64,11 +72,9 @@ def test_the_sentences_are_of_every_pair_on_both_terms_with_scipys_numbers():
 
 
 def test_the_verdicts_are_those_of_the_tables():
-    made = records()
-    (chapter,) = chapters(made)
-    numbers = Numbers(sections(made)[0])
+    numbers = usual().numbers
     for answers, gains in zip(
-        chapter.opening.outcome, (numbers.pair_gains, numbers.equal_compute), strict=True
+        usual().opening.outcome, (numbers.pair_gains, numbers.equal_compute), strict=True
     ):
         supported = {(g.architecture, g.row, g.base): g.supported for g in gains}
         for c in answers.comparisons:
@@ -78,7 +84,7 @@ def test_the_verdicts_are_those_of_the_tables():
 
 def test_flatness_is_told_by_kind_of_measure_and_on_both_terms():
     """Flatter than the base, sharper than the base of as many gradients; normalised, turned."""
-    epochs, gradients = opened(records()).flatness
+    epochs, gradients = usual().opening.flatness
     assert epochs == (
         "Flatness at equal epochs: SAM has the lower mean in 8 of 8 comparisons by 2 plain "
         "measures (told flatter in 8, sharper in 0), in 0 of 4 by 1 measure with normalised logits "
@@ -94,13 +100,12 @@ def test_flatness_is_told_by_kind_of_measure_and_on_both_terms():
 
 
 def test_pairs_are_told_by_the_plain_headline_and_by_its_normalised_twin():
-    made = records()
-    titles = [answers.title for answers in opened(made).flatness_by_pair]
+    by_pair = usual().opening.flatness_by_pair
+    titles = [answers.title for answers in by_pair]
     assert len(titles) == 4
     assert titles[0] == "Largest eigenvalue of the Hessian, at equal epochs"
     assert titles[1] == "Largest eigenvalue of the Hessian, at equal gradients"
-    (section,) = sections(made)
-    assert headlines(Numbers(section)) == [EIGENVALUE, f"{EIGENVALUE}{NORMALISED}"]
+    assert headlines(usual().numbers) == [EIGENVALUE, f"{EIGENVALUE}{NORMALISED}"]
     assert "sgd+sam / sgd on vgg16: 0.495 ×, 95 % from 0.472 × to" in str(
         opened(made).flatness_by_pair[0].findings[1]
     )
@@ -108,8 +113,7 @@ def test_pairs_are_told_by_the_plain_headline_and_by_its_normalised_twin():
 
 def test_one_table_of_sharpness_an_architecture_marks_the_lowest_and_what_is_not_told_from_it():
     made = records()
-    (chapter,) = chapters(made)
-    table = next(t for t in chapter.tables if t.title.startswith("Sharpness on vgg16"))
+    table = next(t for t in usual().tables if t.title.startswith("Sharpness on vgg16"))
     assert table.columns == ("sgd", "sgd+sam", "adam", "adam+sam", "sgd-2x")
     lines = dict(table.rows)
     assert list(lines)[1] == "Largest eigenvalue of the Hessian"
@@ -188,8 +192,7 @@ def test_figures_are_linked_where_they_are_written():
 
 
 def test_the_forest_of_text_has_a_line_a_gain_and_its_zero_in_one_column():
-    (section,) = sections(records())
-    numbers = Numbers(section)
+    numbers = usual().numbers
     *lines, axis = forest_text(numbers)
     gains = [gain for listed in listed_gains(numbers).values() for gain, _ in listed]
     assert len(lines) == len(gains) == 6
