@@ -106,9 +106,7 @@ def test_pairs_are_told_by_the_plain_headline_and_by_its_normalised_twin():
     assert titles[0] == "Largest eigenvalue of the Hessian, at equal epochs"
     assert titles[1] == "Largest eigenvalue of the Hessian, at equal gradients"
     assert headlines(usual().numbers) == [EIGENVALUE, f"{EIGENVALUE}{NORMALISED}"]
-    assert "sgd+sam / sgd on vgg16: 0.495 ×, 95 % from 0.472 × to" in str(
-        opened(made).flatness_by_pair[0].findings[1]
-    )
+    assert "sgd+sam / sgd on vgg16: 0.495 ×, 95 % from 0.472 × to" in str(by_pair[0].findings[1])
 
 
 def test_one_table_of_sharpness_an_architecture_marks_the_lowest_and_what_is_not_told_from_it():
