@@ -53,12 +53,6 @@ def test_a_figure_that_cannot_be_drawn_leaves_the_old_file(tmp_path):
     assert path.read_bytes() == before
 
 
-def test_shades_rise_in_lightness_and_end_before_they_are_too_pale():
-    lightness = style.shades(5)[:, :3] @ [0.299, 0.587, 0.114]  # as a grey printer has it
-    assert (np.diff(lightness) > 0.05).all()
-    assert lightness[-1] < 0.7
-
-
 def test_no_other_module_sets_matplotlib_up_or_saves_a_figure():
     for path in PACKAGE.rglob("*.py"):
         if path.parent.name == "report" and path.stem == "style":
@@ -162,6 +156,11 @@ def test_names_that_would_look_alike_are_told_apart():
     assert one != other
     assert style.looks(alike) == style.looks(alike[::-1])
     assert len(style.looks(names)) == len(names)  # more than there are looks
+
+
+def test_lines_that_are_no_rows_take_turns():
+    names = [f"line {i}" for i in range(12)]
+    assert len(set(style.in_turn(names).values())) == 12
 
 
 def test_an_svg_follows_the_readers_colour_scheme():

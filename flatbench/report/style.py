@@ -18,9 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import matplotlib as mpl
-import numpy as np
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from flatbench.files import write_atomically
 
@@ -54,7 +52,7 @@ PAGE: Final = 17 / 2.54
 """The text width of a page, inches."""
 
 COLOURS: Final = "cividis"
-"""The colour map. Its lightness rises from end to end, also for the colour-blind."""
+"""The colour map of fields. Its lightness rises from end to end, also for the colour-blind."""
 
 LINES: Final = ("-", "--", ":", "-.")
 MARKERS: Final = ("o", "^", "s", "D", "v", "P", "X", "*")
@@ -114,20 +112,20 @@ def looks(rows: Iterable[str]) -> dict[str, Look]:
     return found
 
 
+def in_turn(names: Iterable[str]) -> dict[str, Look]:
+    """Return how lines are drawn that are no rows: colours, line styles and markers take turns."""
+    colours = [*(found.colour for found in LOOKS.values()), *OTHERS]
+    return {
+        name: Look(colours[i % len(colours)], LINES[i % len(LINES)], MARKERS[i % len(MARKERS)])
+        for i, name in enumerate(names)
+    }
+
+
 DPI: Final = 300
 """Dots an inch of a PNG."""
 
 SUFFIXES: Final = ("png", "svg")
 """The formats that every figure is written in."""
-
-
-def shades(count: int) -> NDArray[np.float64]:
-    """Return colours for ``count`` lines, from dark to light: (count, 4), red to opacity.
-
-    The light end of the map is left out: it is too pale on white paper.
-    """
-    colours: NDArray[np.float64] = mpl.colormaps[COLOURS](np.linspace(0.0, 0.68, count))
-    return colours
 
 
 def rendered(figure: Figure, suffix: str) -> bytes:
