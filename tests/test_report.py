@@ -200,7 +200,7 @@ def test_the_leading_tables_are_accuracy_and_sharpness_and_the_rest_is_folded_aw
     assert [fold.title for fold in chapter.folds] == [
         "Gains by seed, and their tests",
         "Flatness, pair by pair",
-        "What accuracy costs",
+        "What a result costs",
         "Curves by epoch",
         "Does sharpness rank the rows as their outcome does?",
     ]

@@ -51,22 +51,23 @@ def _parts(chapter: Chapter, figures: str | None) -> Iterable[str]:
         yield "Measured on the **validation** part, not on the test part.\n"
     yield from _opening(chapter)
     if figures is not None:
-        yield from _figures(chapter, chapter.figures[1:], figures)  # the first stands there as text
-    anchors = [
-        f"{_slug(chapter.name)}-{i}" for i in range(len(chapter.tables) + len(chapter.folds))
-    ]
-    if chapter.folds:
-        titles = [t.title.partition(":")[0] for t in chapter.tables]
-        titles += [fold.title for fold in chapter.folds]
+        opened = [name for name in chapter.figures if name != GAINS]  # that one stands as text
+        yield from _figures(chapter, opened, figures)
+    # without its figures a fold may have nothing to show
+    folds = [f for f in chapter.folds if f.tables or f.answers or figures is not None]
+    titles = [t.title.partition(":")[0] for t in chapter.tables] + [f.title for f in folds]
+    anchors = [f"{_slug(chapter.name)}-{i}" for i in range(len(titles))]
+    if folds:
         yield "Contents:\n"
         yield "".join(
             f"- [{markdown_text(title)}](#{anchor})\n"
             for title, anchor in zip(titles, anchors, strict=True)
         )
     for made, anchor in zip(chapter.tables, anchors, strict=False):
-        yield f'<a id="{anchor}"></a>\n' if chapter.folds else ""
+        if folds:
+            yield f'<a id="{anchor}"></a>\n'
         yield table(made)
-    for fold, anchor in zip(chapter.folds, anchors[len(chapter.tables) :], strict=True):
+    for fold, anchor in zip(folds, anchors[len(chapter.tables) :], strict=True):
         yield f'<a id="{anchor}"></a>\n'
         yield f"<details><summary>{markdown_text(fold.title)}</summary>\n"
         for answers in fold.answers:
