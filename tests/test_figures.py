@@ -105,14 +105,16 @@ def test_gap_is_training_less_test_accuracy_and_tells_tau():
     assert "n = 24 runs in 8 cells" in figure.get_suptitle()
 
 
-def test_files_are_named_by_protocol_and_figure_and_are_what_they_say(tmp_path):
-    records = with_training(grid(epochs=3, protocol="../a b"))
+@pytest.fixture
+def coarse(monkeypatch):
+    monkeypatch.setattr(style, "DPI", 40)
+
+
+def test_files_are_named_by_protocol_and_figure_and_are_what_they_say(tmp_path, coarse):
+    records = with_training(grid(protocol="../a b", architectures=("vgg16",)))
     paths = figures.write(records, tmp_path)
     names = sorted(path.name for path in tmp_path.iterdir())
-    figures_drawn = (
-        *("cost", "gains", "gap-sam_sharpness", "outcome-sam_sharpness"),
-        *("sam_sharpness", "test_accuracy"),
-    )
+    figures_drawn = ("gains", "gap-sam_sharpness", "outcome-sam_sharpness")
     assert names == sorted(f"___a_b-{n}.{s}" for n in figures_drawn for s in ("png", "svg"))
     assert sorted(path.name for path in paths) == names
     for path in paths:
@@ -122,16 +124,16 @@ def test_files_are_named_by_protocol_and_figure_and_are_what_they_say(tmp_path):
             assert ET.parse(path).getroot().tag.endswith("svg")
 
 
-def test_the_same_records_make_the_same_bytes(tmp_path):
-    records = with_training(grid(epochs=3))
-    one, other = tmp_path / "one", tmp_path / "other"
-    figures.write(records, one)
-    figures.write(records, other)
-    for path in one.iterdir():
-        assert path.read_bytes() == (other / path.name).read_bytes()
+@pytest.mark.parametrize("name", ["gains", "cost", "gap-sam_sharpness"])
+def test_the_same_records_make_the_same_bytes(name):
+    records = with_training(grid(epochs=3, architectures=("vgg16",)))
+    one, other = (
+        style.rendered(figures.draw(Numbers(section_of(records)), name), "svg") for _ in range(2)
+    )
+    assert one == other
 
 
-def test_hostile_names_and_odd_numbers_are_drawn(tmp_path):
+def test_hostile_names_and_odd_numbers_are_drawn(tmp_path, coarse):
     records = [
         record(
             "$x^{$", "$a_{\\b$\n", seed=s, test_accuracy=0.0, sam_sharpness=0.0, train_accuracy=1.0
@@ -169,8 +171,11 @@ def shown_texts(figure):
     return found
 
 
-@pytest.mark.parametrize("architectures", [("resnet18",), ("resnet18", "vgg16")], ids=len)
-@pytest.mark.parametrize("means", [MEANS, LONG], ids=["short", "long"])
+@pytest.mark.parametrize(
+    ("architectures", "means"),
+    [(("resnet18",), LONG), (("resnet18", "vgg16"), MEANS)],
+    ids=["one", "two"],
+)
 @pytest.mark.parametrize("name", ["gains", "cost", "outcome-sam_sharpness", "test_accuracy"])
 def test_no_text_of_a_figure_is_clipped_or_overlaps(architectures, means, name):
     records = with_training(grid(epochs=12, architectures=architectures, means=means))

@@ -92,7 +92,7 @@ def compared(
     Pairs are runs of the same seed, which share label noise, first weights and batches.
     """
     gains = [_gains(section, measured, q) for q in questions]
-    tests = [paired([*g.values()]) for g in gains]
+    tests = [paired([*g.values()], signed_rank=False) for g in gains]
     rows = [_rows(q) for q in questions]
     raw = {
         key: t.t_p

@@ -7,7 +7,7 @@ many gradients. They are those of the tables of gains and of equal compute, test
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from flatbench.records.quantities import quantity
@@ -50,25 +50,27 @@ def opening(numbers: Numbers) -> Opening:
         _answers(numbers, title, compared(section, section.outcome, questions))
         for title, questions in asked.items()
     ]
+    flatness = {
+        title: {m: compared(section, quantity(m), questions) for m in numbers.measures}
+        for title, questions in asked.items()
+    }
+    said = [_flatness(numbers, title, found) for title, found in flatness.items()]
     return Opening(
         tuple(outcome),
         _note(outcome),
+        tuple(sentence for sentence in said if sentence),
         tuple(
-            said
-            for title, questions in asked.items()
-            if (said := _flatness(numbers, title, questions))
-        ),
-        tuple(
-            _answers(
-                numbers,
-                f"{quantity(measure).heading}, {title[0].lower()}{title[1:]}",
-                compared(section, quantity(measure), questions),
-            )
+            _answers(numbers, f"{quantity(measure).heading}, {_inside(title)}", found[measure])
             for measure in headlines(numbers)
-            for title, questions in asked.items()
+            for title, found in flatness.items()
         ),
         tuple(_warnings(numbers)),
     )
+
+
+def _inside(title: str) -> str:
+    """Return a title as it stands inside a sentence."""
+    return f"{title[0].lower()}{title[1:]}"
 
 
 def _questions(numbers: Numbers) -> dict[str, list[Question]]:
@@ -123,13 +125,12 @@ def _note(answers: Sequence[Answers]) -> str:
     )
 
 
-def _flatness(numbers: Numbers, title: str, questions: Sequence[Question]) -> str:
+def _flatness(numbers: Numbers, title: str, by_measure: Mapping[str, Sequence[Comparison]]) -> str:
     """Return how many comparisons by sharpness go which way, by the kind of measure."""
     parts: list[str] = []
     for kind in KINDS:
-        measures = [m for m in numbers.measures if kind_of(m) is kind]
-        by_measure = [compared(numbers.section, quantity(m), questions) for m in measures]
-        found = [c for comparisons in by_measure for c in comparisons if c.seeds]
+        measures = [m for m in by_measure if kind_of(m) is kind]
+        found = [c for m in measures for c in by_measure[m] if c.seeds]
         if found:
             told = Counter(c.verdict for c in found)
             lower = sum(c.gain is not None and c.gain > 0 for c in found)
@@ -139,8 +140,8 @@ def _flatness(numbers: Numbers, title: str, questions: Sequence[Question]) -> st
                 f"{told['worse']})"
             )
     who = "SAM" if numbers.all_sam else "the first row"
-    terms = f"{title[0].lower()}{title[1:]}"
-    return f"Flatness {terms}: {who} has the lower mean {', '.join(parts)}." if parts else ""
+    said = f"Flatness {_inside(title)}: {who} has the lower mean {', '.join(parts)}."
+    return said if parts else ""
 
 
 def _warnings(numbers: Numbers) -> Iterable[str]:
