@@ -45,7 +45,7 @@ def questions_of(
             epochs, other_epochs = (
                 Case(protocol, architecture, r, 0).epochs for r in (name, other)
             )
-            if own is None or theirs is None:
+            if not own or not theirs:  # a count of 0 was not recorded
                 questions.append(Question(architecture, name, other, "equal epochs", other))
             elif abs(own - theirs) <= EQUAL * max(own, theirs):
                 terms = (
