@@ -18,9 +18,10 @@ from flatbench.protocols.reading import load
 from flatbench.records.published import published
 from flatbench.records.record import Record
 from flatbench.records.sections import Section, sections
+from flatbench.report.comparisons import Question
 from flatbench.report.numbers import ALPHA
 from flatbench.stats import detectable_gain
-from flatbench.study.answer import Answer, Question, answer
+from flatbench.study.answer import Answer, answer
 
 GRIDS = 2000
 SEEDS = (3, 6, 10)

@@ -244,7 +244,10 @@ def _report(options: argparse.Namespace) -> int:
         raise UsageError(f"--target must be a number from 0 to 100, got {options.target}")
     form = options.format or _format_of(options.output)
     records = reading.collect(options.paths)
-    text = report.render(records, form, target=options.target)
+    linked = None
+    if options.figures is not None and options.output is not None:
+        linked = Path(os.path.relpath(options.figures, options.output.parent)).as_posix()
+    text = report.render(records, form, target=options.target, figures=linked)
     if options.figures is not None:
         from flatbench.report import figures
 

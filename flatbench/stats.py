@@ -160,10 +160,10 @@ class Paired:
     interval: Interval | None  # of the mean, 95 %, by Student's t
     t_p: float | None  # two-sided, paired t-test
     wilcoxon_p: float | None  # two-sided, exact signed-rank test; n of at least 6
-    effect: float | None  # Hedges' g: mean / std of the differences, corrected for small n
+    effect: float | None  # Hedges' g: mean / std, corrected for small n; n of at least 3
 
 
-def paired(differences: Sequence[float]) -> Paired | None:
+def paired(differences: Sequence[float], *, signed_rank: bool = True) -> Paired | None:
     """Return the mean, interval, tests and effect size of paired differences, or None without any.
 
     Differences that are all equal have no test: their spread is unknown, not zero. Below n = 6
@@ -171,9 +171,11 @@ def paired(differences: Sequence[float]) -> Paired | None:
     run. Its p-value is exact up to 50 differences of different sizes, and up to 13 with ties or
     zeros among them. More of those take 8,192 random sign changes, and more than 50 differences
     the normal approximation. The effect size is d = mean / std times J(n − 1), which makes it
-    unbiased (Hedges, Journal of Educational Statistics 6, 1981).
+    unbiased (Hedges, Journal of Educational Statistics 6, 1981). Two pairs have none: the mean of d
+    is infinite there.
 
-    Differences that differ by rounding alone count as equal; see `without_rounding`.
+    Differences that differ by rounding alone count as equal; see `without_rounding`. Without
+    ``signed_rank``, which takes half of the time, that test is left out.
     """
     n = len(differences)
     if n == 0:
@@ -188,8 +190,8 @@ def paired(differences: Sequence[float]) -> Paired | None:
         mean,
         t_interval(differences),
         float(stats.ttest_1samp(differences, 0).pvalue),
-        _signed_rank(differences) if n >= 6 else None,
-        mean / std * _hedges(n - 1),
+        _signed_rank(differences) if signed_rank and n >= 6 else None,
+        mean / std * _hedges(n - 1) if n >= 3 else None,
     )
 
 
@@ -206,9 +208,7 @@ def _signed_rank(differences: Sequence[float]) -> float:
 
 
 def _hedges(freedom: int) -> float:
-    """Return Hedges' J(freedom), which is below 1 and tends to it; 0 for one degree of freedom."""
-    if freedom == 1:
-        return 0.0
+    """Return Hedges' J of at least two degrees of freedom, which is below 1 and tends to it."""
     ratio = math.lgamma(freedom / 2) - math.lgamma((freedom - 1) / 2)
     return math.exp(ratio) / math.sqrt(freedom / 2)
 

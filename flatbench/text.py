@@ -33,6 +33,7 @@ _LATEX = {
     "×": r"$\times$",
     "→": r"$\to$",
     "≥": r"$\geq$",
+    "≈": r"$\approx$",
     "ρ": r"$\rho$",
     "τ": r"$\tau$",
     "ε": r"$\varepsilon$",

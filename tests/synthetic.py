@@ -1,5 +1,7 @@
 """Records with made-up numbers, for the tests of what reads records."""
 
+import dataclasses
+
 import numpy as np
 
 from flatbench.records.record import Epoch, Record
@@ -98,4 +100,33 @@ def grid(
                         **fields,
                     )
                 )
+    return made
+
+
+def on_both_terms(seeds=6, **changes):
+    """A grid with a row of as many gradients as SAM with SGD has, and three kinds of measures.
+
+    SAM is flatter at equal epochs and sharper at equal gradients; with normalised logits it is the
+    other way round.
+    """
+    means = {"sgd": 88.0, "sgd-2x": 88.2, "sgd+sam": 92.0, "adam": 70.0, "adam+sam": 70.5}
+    levels = {"sgd": 8.0, "sgd-2x": 1.0, "sgd+sam": 4.0, "adam": 9.0, "adam+sam": 3.0}
+    random = np.random.default_rng(3)
+    made = []
+    for r in grid(range(seeds), means=means, epochs=4):
+        value = levels[r.optimizer] * float(np.exp(random.normal(0, 0.05)))
+        is_longer = r.optimizer == "sgd-2x"
+        fields = {
+            "base": r.optimizer.partition("+")[0].removesuffix("-2x"),
+            "gradient_evaluations": 136 if "+" in r.optimizer or is_longer else 68,
+            "train_accuracy": 95.0,
+            "sam_sharpness": value / 100,
+            "sharpness": {
+                "hessian_max_eigenvalue": value,
+                "hessian_max_eigenvalue_normalised": 100 / value,
+                "hessian_max_eigenvalue_clean": value,
+            },
+            "history": r.history * 2 if is_longer else r.history,
+        }
+        made.append(dataclasses.replace(r, **(fields | changes)))
     return made

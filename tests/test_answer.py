@@ -11,9 +11,12 @@ import pytest
 from scipy import stats
 
 from docs import answers
+from flatbench.protocols.reading import load
 from flatbench.records.sections import sections
+from flatbench.report.comparisons import Question
 from flatbench.stats import holm
-from flatbench.study.answer import Question, answer, require
+from flatbench.study.answer import answer, require
+from flatbench.study.equal_terms import questions_of
 from flatbench.study.sentences import flatness_lines, lines
 from tests.synthetic import record
 
@@ -162,6 +165,17 @@ def test_two_questions_about_the_same_rows_are_one_test(normal):
     twice = answered(records, "adam", "sgd", "adam")[0]
     assert [c.p for c in twice.outcome] == [c.p for c in (*once.outcome, once.outcome[0])]
     assert twice.outcome[0].detectable == once.outcome[0].detectable
+
+
+def test_rows_without_a_count_of_gradients_are_compared_at_equal_epochs_alone():
+    digits = load("digits")
+    records = [record(row, gradient_evaluations=0) for row in ("sgd", "sgd+sam")]
+    asked = questions_of(digits, digits, "sgd+sam", ["sgd"], ["resnet18"], records)
+    assert asked == (
+        digits,
+        (),
+        [Question("resnet18", "sgd+sam", "sgd", "equal epochs", "sgd")],
+    )
 
 
 def test_every_measure_is_compared():

@@ -1,6 +1,7 @@
 """The command line: quick where it can be, one line and exit 2 where the input is unusable."""
 
 import argparse
+import re
 import shutil
 import subprocess
 import sys
@@ -243,13 +244,24 @@ def test_compare_exits_0_or_1_and_reports_where_it_is_told(tmp_path, capsys, mon
 
 
 def test_report_writes_its_figures(tmp_path):
-    records = write(tmp_path / "records", grid(epochs=3))
+    records = write(tmp_path / "records", grid([0], epochs=3, architectures=("resnet18",)))
     assert cli.main(["report", str(records), "--figures", str(tmp_path / "figures")]) == 0
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {
         f"digits-{name}.{suffix}"
-        for name in ("test_accuracy", "sam_sharpness")
+        for name in ("gains", "outcome-sam_sharpness", "cost", "test_accuracy", "sam_sharpness")
         for suffix in ("png", "svg")
     }
+
+
+def test_a_report_in_a_file_links_the_figures_from_where_it_stands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    records = write(tmp_path / "records", grid([0], architectures=("resnet18",)))
+    to = ["--output", "results/report.md", "--figures", "drawn"]
+    assert cli.main(["report", str(records), *to]) == 0
+    text = (tmp_path / "results" / "report.md").read_text()
+    links = re.findall(r"!\[.*\]\((.*)\)", text)
+    assert len(links) >= 1
+    assert all((tmp_path / "results" / link).exists() for link in links)
 
 
 def test_report_takes_a_target(tmp_path, capsys):

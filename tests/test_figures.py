@@ -1,12 +1,15 @@
 import dataclasses
+import itertools
 import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
 from matplotlib.image import imread
+from matplotlib.text import Text
+from scipy import stats
 
 from flatbench.records.sections import sections
-from flatbench.report import figures
+from flatbench.report import figures, style
 from flatbench.report.numbers import Numbers
 from tests.synthetic import MEANS, grid, record
 
@@ -36,17 +39,36 @@ def test_lines_are_means_and_bands_are_sample_std():
     assert (last.min(), last.max()) == pytest.approx((mean - std, mean + std))
 
 
-def test_rows_differ_in_line_or_lightness_not_in_hue_alone():
+def test_rows_differ_without_their_colours():
     axes = figures.curves(section_of(grid(epochs=3))).axes[0]
-    looks = []
-    for line in axes.lines:
-        red, green, blue, _ = line.get_color()
-        lightness = 0.299 * red + 0.587 * green + 0.114 * blue  # as a grey printer has it
-        looks.append((round(lightness, 1), line.get_linestyle()))
+    looks = [(line.get_linestyle(), line.get_marker()) for line in axes.lines]
     assert len(set(looks)) == len(MEANS)
-    lights = sorted({lightness for lightness, _ in looks})
-    assert len(lights) == 2
-    assert lights[1] - lights[0] > 0.3
+
+
+def drawn_rows(figure):
+    """The colour and marker of every labelled row of a figure's first panel."""
+    axes = figure.axes[0]
+    return {
+        line.get_label(): (line.get_color(), line.get_marker())
+        for line in axes.lines
+        if not line.get_label().startswith("_")
+    }
+
+
+def test_a_row_looks_alike_in_every_figure_whatever_stands_beside_it():
+    whole = with_training(grid(epochs=4))
+    part = with_training(grid(epochs=4, means={"adam+sam": 91.0, "zeta": 90.0}, protocol="mine"))
+    looks = [
+        drawn_rows(figures.draw(Numbers(section_of(records)), name))
+        for records in (whole, part)
+        for name in ("test_accuracy", "cost", "outcome-sam_sharpness", "gap-sam_sharpness")
+    ]
+    assert all("adam+sam" in look for look in looks)
+    assert len({look["adam+sam"] for look in looks}) == 1
+    assert len({look["zeta"] for look in looks[4:]}) == 1
+    forest = figures.draw(Numbers(section_of(whole)), "gains")
+    markers = {(line.get_color(), line.get_marker()) for line in forest.axes[0].lines}
+    assert looks[0]["adam+sam"] in markers
 
 
 def test_a_diverged_run_is_a_line_of_its_own_and_not_in_the_mean():
@@ -83,11 +105,16 @@ def test_gap_is_training_less_test_accuracy_and_tells_tau():
     assert "n = 24 runs in 8 cells" in figure.get_suptitle()
 
 
-def test_files_are_named_by_protocol_and_figure_and_are_what_they_say(tmp_path):
-    records = with_training(grid(epochs=3, protocol="../a b"))
+@pytest.fixture
+def coarse(monkeypatch):
+    monkeypatch.setattr(style, "DPI", 40)
+
+
+def test_files_are_named_by_protocol_and_figure_and_are_what_they_say(tmp_path, coarse):
+    records = with_training(grid(protocol="../a b", architectures=("vgg16",)))
     paths = figures.write(records, tmp_path)
     names = sorted(path.name for path in tmp_path.iterdir())
-    figures_drawn = ("gap-sam_sharpness", "sam_sharpness", "test_accuracy")
+    figures_drawn = ("gains", "gap-sam_sharpness", "outcome-sam_sharpness")
     assert names == sorted(f"___a_b-{n}.{s}" for n in figures_drawn for s in ("png", "svg"))
     assert sorted(path.name for path in paths) == names
     for path in paths:
@@ -97,16 +124,16 @@ def test_files_are_named_by_protocol_and_figure_and_are_what_they_say(tmp_path):
             assert ET.parse(path).getroot().tag.endswith("svg")
 
 
-def test_the_same_records_make_the_same_bytes(tmp_path):
-    records = with_training(grid(epochs=3))
-    one, other = tmp_path / "one", tmp_path / "other"
-    figures.write(records, one)
-    figures.write(records, other)
-    for path in one.iterdir():
-        assert path.read_bytes() == (other / path.name).read_bytes()
+@pytest.mark.parametrize("name", ["gains", "cost", "gap-sam_sharpness"])
+def test_the_same_records_make_the_same_bytes(name):
+    records = with_training(grid(epochs=3, architectures=("vgg16",)))
+    one, other = (
+        style.rendered(figures.draw(Numbers(section_of(records)), name), "svg") for _ in range(2)
+    )
+    assert one == other
 
 
-def test_hostile_names_and_odd_numbers_are_drawn(tmp_path):
+def test_hostile_names_and_odd_numbers_are_drawn(tmp_path, coarse):
     records = [
         record(
             "$x^{$", "$a_{\\b$\n", seed=s, test_accuracy=0.0, sam_sharpness=0.0, train_accuracy=1.0
@@ -114,5 +141,122 @@ def test_hostile_names_and_odd_numbers_are_drawn(tmp_path):
         for s in range(2)
     ]
     records += [record("dead", "$a_{\\b$\n", status="failed")]
-    assert len(figures.write(records, tmp_path)) == 2
+    assert len(figures.write(records, tmp_path)) == 4
     assert figures.write([record("dead", status="failed")], tmp_path) == []
+
+
+LONG = {f"an-optimizer-of-mine-{i}": 80.0 + i for i in range(7)}
+
+
+def shown_texts(figure):
+    """The texts that are seen, with their boxes; a tick outside its axis is not seen."""
+    figure.draw_without_rendering()
+    found = []
+    for text in figure.findobj(Text):
+        if text.get_visible() and text.get_text().strip():
+            box = text.get_window_extent()
+            ticks = [
+                (axis, tick)
+                for axes in figure.axes
+                for axis in (axes.xaxis, axes.yaxis)
+                for tick in axis.get_major_ticks()
+                if text in (tick.label1, tick.label2)
+            ]
+            for axis, tick in ticks:
+                low, high = sorted(axis.get_view_interval())
+                if not low <= tick.get_loc() <= high:
+                    break
+            else:
+                found.append((text.get_text(), box))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("architectures", "means"),
+    [(("resnet18",), LONG), (("resnet18", "vgg16"), MEANS)],
+    ids=["one", "two"],
+)
+@pytest.mark.parametrize("name", ["gains", "cost", "outcome-sam_sharpness", "test_accuracy"])
+def test_no_text_of_a_figure_is_clipped_or_overlaps(architectures, means, name):
+    records = with_training(grid(epochs=12, architectures=architectures, means=means))
+    if means is LONG:
+        first = next(iter(LONG))
+        records = [
+            dataclasses.replace(r, base_row=None if r.optimizer == first else first)
+            for r in records
+        ]
+    figure = figures.draw(Numbers(section_of(records)), name)
+    texts = shown_texts(figure)
+    width, height = figure.bbox.width, figure.bbox.height
+    for text, box in texts:
+        assert box.x0 >= -1, text
+        assert box.y0 >= -1, text
+        assert box.x1 <= width + 1, text
+        assert box.y1 <= height + 1, text
+    for (one, a), (other, b) in itertools.combinations(texts, 2):
+        wide = min(a.x1, b.x1) - max(a.x0, b.x0)
+        high = min(a.y1, b.y1) - max(a.y0, b.y0)
+        assert wide <= 1 or high <= 1, (one, other)
+
+
+def test_epochs_are_whole_numbers():
+    axes = figures.curves(section_of(grid(epochs=3))).axes[0]
+    ticks = axes.xaxis.get_major_locator().tick_values(*axes.get_xlim())
+    assert all(tick == round(tick) for tick in ticks)
+
+
+def test_an_axis_of_accuracy_shows_the_end_where_rows_differ():
+    """Chance to 90 % in 12 epochs: the axis begins near the lowest of the last third."""
+    records = grid(epochs=12)
+    axes = figures.curves(section_of(records)).axes[1]
+    ends = [line.get_ydata()[-4:] for line in axes.lines]
+    low, high = axes.get_ylim()
+    assert min(map(min, ends)) > low > min(line.get_ydata()[0] for line in axes.lines)
+    assert max(map(max, ends)) < high < max(map(max, ends)) + 15
+
+
+def test_cost_is_by_gradients_with_intervals_and_tells_who_reached_the_target():
+    records = grid(epochs=10, spread=0.1, means={"sgd": 80.5, "sgd+sam": 90.0})
+    late = [
+        dataclasses.replace(
+            r,
+            history=tuple(dataclasses.replace(e, test_accuracy=1.0) for e in r.history),
+        )
+        if (r.optimizer, r.seed) == ("sgd", 2)
+        else r
+        for r in records
+    ]
+    figure = figures.draw(Numbers(section_of(late)), "cost")
+    upper, _, lower, _ = figure.axes
+    (line,) = [line for line in upper.lines if line.get_label() == "sgd+sam"]
+    assert line.get_xdata().tolist() == [34 * (i + 1) for i in range(10)]
+    runs = [r for r in records if (r.optimizer, r.architecture) == ("sgd+sam", "resnet18")]
+    last = [r.history[-1].test_accuracy for r in runs]
+    half = stats.t.ppf(0.975, 2) * stats.sem(last)
+    ends = [line.get_ydata() for line in upper.lines if list(line.get_xdata()) == [340, 340]]
+    assert any(np.allclose(e, [np.mean(last) - half, np.mean(last) + half]) for e in ends)
+    points = [line for line in lower.lines if line.get_marker() == style.look("sgd+sam").marker]
+    first = [1 + next(i for i, e in enumerate(r.history) if e.test_accuracy >= 80) for r in runs]
+    assert sorted(points[0].get_xdata()) == sorted(34 * n for n in first)
+    (cross,) = [line for line in lower.lines if line.get_marker() == "x" and len(line.get_xdata())]
+    assert (cross.get_xdata(), cross.get_ydata()) == ([170], [0])
+
+
+def test_the_forest_is_of_the_gains_and_hollow_where_gradients_are_equal():
+    records = [
+        dataclasses.replace(
+            r, base="sgd", gradient_evaluations=100 if r.optimizer == "sgd" else 200
+        )
+        for r in grid(means={"sgd": 88.0, "sgd-2x": 89.0, "sgd+sam": 92.0})
+    ]
+    numbers = Numbers(section_of(records))
+    axes = figures.draw(numbers, "gains").axes[0]
+    marks = [line for line in axes.lines if len(line.get_xdata()) == 1]
+    gains = [numbers.pair_gains[0], numbers.equal_compute[0]]
+    assert [m.get_xdata()[0] for m in marks] == [g.paired.mean for g in gains]
+    colour = style.look("sgd+sam").colour
+    assert [m.get_markerfacecolor() for m in marks] == [colour, style.PAPER]
+    bars = [line.get_xdata() for line in axes.lines if line.get_color() == colour][::2]
+    intervals = [(g.paired.interval.low, g.paired.interval.high) for g in gains]
+    assert list(map(tuple, bars)) == intervals
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["sgd+sam − sgd", "sgd+sam − sgd-2x"]

@@ -9,6 +9,7 @@ import pytest
 from flatbench import cli
 from flatbench.landscape import drawing, hessian_spectrum, spectrum
 from flatbench.records.reading import read_one
+from flatbench.report import style
 from tests import tiny
 
 IDS = ["tiny/resnet18/sgd/seed0", "tiny/resnet18/sgd+sam/seed0"]
@@ -65,6 +66,20 @@ def test_spectra_of_a_pair_and_their_reuse(trained, command, tmp_path, capsys, m
     monkeypatch.setattr(spectrum, "spectral_density", none)
     assert command() == 0
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_a_figure_tells_the_data_set_and_draws_rows_as_the_report_does(command, monkeypatch):
+    seen, draw = {}, drawing.plots.spectrum
+
+    def spy(spectra, **options):
+        seen.update(options)
+        return draw(spectra, **options)
+
+    monkeypatch.setattr(drawing.plots, "spectrum", spy)
+    assert command() == 0
+    assert seen["title"] == "digits: loss of training examples"
+    rows = ("sgd", "sgd+sam")
+    assert seen["looks"] == {f"resnet18, {row}, seed 0": style.look(row) for row in rows}
 
 
 @pytest.mark.parametrize(

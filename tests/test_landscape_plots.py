@@ -1,6 +1,7 @@
 """Figures of landscapes and spectra: the same bytes always, one scale, readable in grey."""
 
 import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -73,6 +74,41 @@ def test_the_first_direction_runs_to_the_right():
     # 5 × 4 points fit a mesh of these axes in one way only, or this raises
     surface = plots.surface({"": drawn(ramp)}, scale="linear").axes[0]
     assert (surface.get_xlabel(), surface.get_ylabel()) == ("first", "second")
+
+
+def test_a_figure_is_entitled_and_its_ticks_are_few_and_short():
+    for made in (
+        plots.contour({"SGD": drawn(bowl())}, title="digits: loss"),
+        plots.surface({"SGD": drawn(bowl())}, title="digits: loss"),
+        plots.lines({"SGD": drawn(bowl()[5])}, title="digits: loss"),
+    ):
+        assert made.get_suptitle() == "digits: loss"
+        made.draw_without_rendering()
+        labels = [t.get_text() for t in made.axes[0].get_xticklabels()]
+        assert all(re.fullmatch(r"(−?\d(\.\d*[1-9])?)?", label) for label in labels), labels
+        assert 3 <= len(labels) <= 7
+    assert plots.spectrum({"a": spectrum_of()}, title="digits: loss").get_suptitle() == (
+        "digits: loss"
+    )
+    assert plots.contour({"SGD": drawn(bowl())}).get_suptitle() == ""
+
+
+def test_a_line_has_the_look_that_it_is_given_as_in_the_report():
+    look = style.look("adam+sam")
+    for made in (
+        plots.lines({"a": drawn(bowl()[5])}, looks={"a": look}),
+        plots.spectrum({"a": spectrum_of()}, looks={"a": look}),
+    ):
+        line = made.axes[0].lines[0]
+        assert (line.get_color(), line.get_marker()) == (look.colour, look.marker)
+
+
+def test_white_marks_stay_white_in_the_dark_scheme():
+    """Paper's own white becomes dark there; what stands on a coloured field must not."""
+    svg = style.rendered(plots.contour({"SGD": drawn(bowl())}), "svg").decode()
+    assert "stroke: #fcfcfc" in svg
+    body = svg.partition("</style>")[2]
+    assert "stroke: #ffffff" not in body
 
 
 def test_panels_share_one_scale():

@@ -185,7 +185,7 @@ def test_the_report_says_it_once_for_one_reason():
         synthetic.record("adam"),
     ]
     (chapter,) = chapters(records)
-    said = [remark for remark in chapter.remarks if "hessian_trace" in remark]
+    said = [remark for remark in chapter.opening.warnings if "hessian_trace" in remark]
     assert said == [
         "hessian_trace could not be taken of digits/resnet18/sgd/seed0 and 1 more: "
         "at the end: RuntimeError: <no> second",

@@ -144,6 +144,14 @@ def test_effect_size_is_unbiased():
     assert np.mean(biased) > 0.95  # what the correction is for
 
 
+def test_two_pairs_have_no_effect_size():
+    """Its correction would be 0, and 0.00 would read as no effect."""
+    found = stats.paired([1.0, 2.0])
+    assert found.effect is None
+    assert found.t_p is not None
+    assert stats.paired([1.0, 2.0, 4.0]).effect > 0
+
+
 @pytest.mark.parametrize("p_values", [[0.01, 0.04, 0.03, 0.005], [0.5, 0.6], [0.2], []])
 def test_holm_rejects_what_the_step_down_procedure_rejects(p_values):
     adjusted = stats.holm(p_values)

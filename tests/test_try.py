@@ -16,7 +16,8 @@ from flatbench.protocols.reading import load
 from flatbench.records.reading import collect
 from flatbench.records.sections import sections
 from flatbench.records.store import Store
-from flatbench.study.answer import Question, answer
+from flatbench.report.comparisons import Question
+from flatbench.study.answer import answer
 from flatbench.study.attempt import Request, with_mine
 from flatbench.study.equal_terms import questions_of
 from flatbench.study.runs import Machine, train

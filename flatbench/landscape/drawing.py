@@ -139,7 +139,8 @@ def draw_spectra(
                 surface, seed=seed, path=files[-1], on_probe=on_probe
             )
     stem = f"{_together(cases, store)}-spectrum"
-    return files + style.write_all(plots.spectrum(spectra), output, stem)
+    figure = plots.spectrum(spectra, title=_heading(cases), looks=_looks(cases))
+    return files + style.write_all(figure, output, stem)
 
 
 def _together(cases: Sequence[Case], store: Store) -> str:
@@ -179,7 +180,22 @@ def _check(cases: Sequence[Case], view: View) -> None:
 
 
 def _title(case: Case) -> str:
-    return f"{case.architecture} {case.optimizer} seed {case.seed}"
+    return f"{case.architecture}, {case.optimizer}, seed {case.seed}"
+
+
+def _heading(cases: Sequence[Case]) -> str:
+    """Return what a figure is of: the data sets' names, and whose loss it is."""
+    names = dict.fromkeys(case.protocol.data.name for case in cases)
+    return f"{', '.join(names)}: loss of training examples"
+
+
+def _looks(cases: Sequence[Case]) -> dict[str, style.Look] | None:
+    """Return each row's own look; None where a row is there more than once."""
+    rows = [case.optimizer for case in cases]
+    if len(set(rows)) < len(rows):
+        return None
+    found = style.looks(rows)
+    return {_title(case): found[case.optimizer] for case in cases}
 
 
 def _directions(centre: Solution, end: Solution, view: View) -> Directions:
@@ -193,11 +209,17 @@ def _directions(centre: Solution, end: Solution, view: View) -> Directions:
 def _figures(
     landscapes: dict[str, Landscape], cases: Sequence[Case], view: View
 ) -> dict[str, Figure]:
+    title = _heading(cases)
     if view.kind == "line":
-        return {"lines": plots.lines(landscapes, ends=(cases[0].optimizer, cases[1].optimizer))}
+        one, other = (f"{case.optimizer}, seed {case.seed}" for case in cases)
+        title = f"{cases[0].architecture}, {title}"
+        return {"lines": plots.lines(landscapes, ends=(one, other), title=title)}
     if view.dimensions == 1:
-        return {"lines": plots.lines(landscapes)}
-    return {"contour": plots.contour(landscapes), "surface": plots.surface(landscapes)}
+        return {"lines": plots.lines(landscapes, title=title, looks=_looks(cases))}
+    return {
+        "contour": plots.contour(landscapes, title=title),
+        "surface": plots.surface(landscapes, title=title),
+    }
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axis import Axis
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
@@ -23,11 +24,15 @@ from flatbench.text import decimals, figure_text, number
 
 Scale = Literal["auto", "linear", "log"]
 
+_LIGHT = "#fcfcfc"  # white, but not the paper's: on a field of colour it stays in the dark scheme
+
 # A filled field reaches to all four edges.
 _FRAME: Any = {"axes.spines.top": True, "axes.spines.right": True}
 
 
-def contour(landscapes: Mapping[str, Landscape], *, scale: Scale = "auto") -> Figure:
+def contour(
+    landscapes: Mapping[str, Landscape], *, scale: Scale = "auto", title: str = ""
+) -> Figure:
     """Draw two-dimensional landscapes as filled contours with labelled lines.
 
     Points that are not finite or not yet evaluated are hatched. A cross marks the model.
@@ -36,6 +41,7 @@ def contour(landscapes: Mapping[str, Landscape], *, scale: Scale = "auto") -> Fi
         landscapes: 1 to 3 of them, by the title of their panel.
         scale: the loss's scale; "auto" is "log" where all losses are positive and the highest is
             more than 30 times the lowest.
+        title: of the whole figure, as the data set's name.
 
     Raises:
         ValueError: no landscape, more than 3, one of one dimension, of a single row or column, or
@@ -54,15 +60,18 @@ def contour(landscapes: Mapping[str, Landscape], *, scale: Scale = "auto") -> Fi
             filled = axes.contourf(
                 *grid, levels=levels, cmap=style.COLOURS, norm=norm, extend="both"
             )
-            ink = ["white" if norm(level) < 0.55 else "black" for level in levels]
+            ink = [_LIGHT if norm(level) < 0.55 else "black" for level in levels]
             lines = axes.contour(*grid, levels=levels, colors=ink, linewidths=0.6)
             axes.clabel(lines, fontsize=6, fmt="%.6g", inline_spacing=2)
-            for ring, colour in ((3.0, "black"), (1.2, "white")):
+            for ring, colour in ((3.0, "black"), (1.2, _LIGHT)):
                 axes.plot(0, 0, "+", markersize=8, markeredgewidth=ring, color=colour)
             axes.set_aspect("equal")
             axes.set_title(figure_text(name))
             axes.set_xlabel(figure_text(landscape.labels[0]))
             axes.set_ylabel(figure_text(landscape.labels[1]))
+            for axis in (axes.xaxis, axes.yaxis):
+                _few_ticks(axis)
+        _entitle(figure, title)
         bar = figure.colorbar(filled, ax=panels, label="loss", shrink=0.9, pad=0.02)
         bar.set_ticks(list(levels), labels=[f"{level:.6g}" for level in levels])
         bar.minorticks_off()
@@ -75,6 +84,7 @@ def surface(
     scale: Scale = "auto",
     elevation: float = 35.0,
     azimuth: float = -60.0,
+    title: str = "",
 ) -> Figure:
     """Draw two-dimensional landscapes as surfaces.
 
@@ -83,6 +93,7 @@ def surface(
         scale: as in `contour`.
         elevation: the viewer's height, degrees.
         azimuth: the viewer's direction, degrees.
+        title: as in `contour`.
 
     Raises:
         ValueError: as `contour`.
@@ -120,10 +131,13 @@ def surface(
             axes.set_zlabel("loss", labelpad=-3)
             axes.tick_params(labelsize=6, pad=-1)
             for axis in (axes.xaxis, axes.yaxis):
-                axis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+                _few_ticks(axis)
             axes.zaxis.set_major_locator(MaxNLocator(5, integer=decades))
             if logarithmic:
                 axes.zaxis.set_major_formatter(lambda power, _: f"{10.0**power:.2g}")
+        if title:  # this figure's layout is its own, and knows of no title
+            figure.subplots_adjust(top=0.92)
+            figure.suptitle(figure_text(title), y=0.99)
     return figure
 
 
@@ -132,6 +146,8 @@ def lines(
     *,
     scale: Scale = "auto",
     ends: tuple[str, str] | None = None,
+    title: str = "",
+    looks: Mapping[str, style.Look] | None = None,
 ) -> Figure:
     """Draw one-dimensional landscapes in one pair of axes, told apart by line style and marker.
 
@@ -139,29 +155,32 @@ def lines(
         landscapes: 1 to 12 of them, by their names in the legend.
         scale: as in `contour`.
         ends: the names of the solutions at α = 0 and α = 1, for the line between two.
+        title: as in `contour`.
+        looks: how each is drawn, by its name; None: as `style.in_turn` says.
 
     Raises:
         ValueError: no landscape, more than 12, or one of two dimensions or without a finite point.
     """
     heights = _heights(landscapes, dimensions=1)
-    shades = style.shades(len(landscapes))
+    looks = looks or style.in_turn(landscapes)
     with mpl.rc_context(style.RC):
         figure = Figure(figsize=(style.PAGE / 2, 0.75 * style.PAGE / 2))
         axes = figure.add_subplot()
-        for i, (name, landscape) in enumerate(landscapes.items()):
+        for name, landscape in landscapes.items():
             axes.plot(
                 landscape.alphas,
                 np.where(np.isfinite(landscape.losses), landscape.losses, np.nan),
-                color=shades[i],
-                linestyle=style.LINES[i % len(style.LINES)],
-                marker=style.MARKERS[i % len(style.MARKERS)],
+                color=looks[name].colour,
+                linestyle=looks[name].line,
+                marker=looks[name].marker,
+                markerfacecolor=looks[name].face,
                 markevery=max(1, len(landscape.alphas) // 8),
                 label=figure_text(name),
             )
         if _is_log(heights, scale):
             axes.set_yscale("log")
         for place, end in enumerate(ends or ()):
-            axes.axvline(place, color="0.5", linewidth=0.6, zorder=0)
+            axes.axvline(place, color=style.GUIDE, linewidth=0.6, zorder=0)
             axes.annotate(
                 figure_text(end),
                 (place, 1.0),
@@ -173,12 +192,19 @@ def lines(
             )
         axes.set_xlabel(figure_text(next(iter(landscapes.values())).labels[0]))
         axes.set_ylabel("loss")
+        _few_ticks(axes.xaxis)
         if len(landscapes) > 1:
             axes.legend()
+        _entitle(figure, title)
     return figure
 
 
-def spectrum(spectra: Mapping[str, Spectrum]) -> Figure:
+def spectrum(
+    spectra: Mapping[str, Spectrum],
+    *,
+    title: str = "",
+    looks: Mapping[str, style.Look] | None = None,
+) -> Figure:
     """Draw the density of the Hessian's eigenvalues on a logarithmic axis, all spectra overlaid.
 
     The point masses are blurred by a Gaussian, whose width is 0.5 % of the range of all spectra's
@@ -188,6 +214,8 @@ def spectrum(spectra: Mapping[str, Spectrum]) -> Figure:
 
     Args:
         spectra: 1 to 4 of them, by their names in the legend; all probes must have run.
+        title: as in `contour`.
+        looks: as in `lines`.
 
     Raises:
         ValueError: no spectrum, more than 4, or one that is not complete.
@@ -205,12 +233,14 @@ def spectrum(spectra: Mapping[str, Spectrum]) -> Figure:
     places = np.linspace(low - 6 * width, high + 6 * width, 2000)  # 9 within a width
     one = min(1 / found.dimension for found in spectra.values()) / (width * np.sqrt(2 * np.pi))
     floor = 0.1 * one
+    looks = looks or style.in_turn(spectra)
     with mpl.rc_context(style.RC):
         figure = Figure(figsize=(0.75 * style.PAGE, 0.43 * style.PAGE))
         axes = figure.add_subplot()
-        for i, (name, found) in enumerate(spectra.items()):
-            colour = style.shades(len(spectra))[i]
-            look = {"color": colour, "marker": style.MARKERS[i], "markersize": 5}
+        for name, found in spectra.items():
+            colour, marker = looks[name].colour, looks[name].marker
+            look: Any = {"color": colour, "marker": marker, "markersize": 5}
+            look["markerfacecolor"] = looks[name].face
             most = found.ends[1]
             each = np.stack([p.density(places, width) for p in found.probe_densities()])
             # A logarithm needs more than 0; what lies below the floor is not seen.
@@ -219,7 +249,7 @@ def spectrum(spectra: Mapping[str, Spectrum]) -> Figure:
             axes.plot(
                 places,
                 np.maximum(each.mean(0), 1e-3 * floor),
-                linestyle=style.LINES[i],
+                linestyle=looks[name].line,
                 markevery=(len(places), 1),  # the legend's entry has the marker, the line has none
                 label=f"{figure_text(name)}: λₘₐₓ = {number(most, decimals([most]))}",
                 **look,
@@ -233,7 +263,19 @@ def spectrum(spectra: Mapping[str, Spectrum]) -> Figure:
         axes.set_xlabel("eigenvalue of the Hessian")
         axes.set_ylabel("density (mean and range of the probes)")
         axes.legend(loc="upper right")
+        _entitle(figure, title)
     return figure
+
+
+def _few_ticks(axis: Axis) -> None:
+    """Label an axis of steps at a few round numbers, written no longer than they need be."""
+    axis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+    axis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
+
+
+def _entitle(figure: Figure, title: str) -> None:
+    if title:
+        figure.suptitle(figure_text(title))
 
 
 def _heights(landscapes: Mapping[str, Landscape], dimensions: int) -> NDArray[np.float64]:

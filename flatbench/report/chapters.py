@@ -6,16 +6,34 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from scipy import stats
-
 from flatbench.protocols.protocol import Protocol
+from flatbench.records.quantities import SAM_SHARPNESS
 from flatbench.records.record import Record
 from flatbench.records.sections import sections
+from flatbench.report import captions
 from flatbench.report.costs import equal_compute_table, time_to_accuracy_table
 from flatbench.report.counterpart import counterpart_tables
+from flatbench.report.flatness import sharpness_tables
 from flatbench.report.numbers import Numbers
+from flatbench.report.opening import Answers, Opening, opening
 from flatbench.report.ranking import ranking_table
-from flatbench.report.tables import Table, main_tables, significance_table, usual_pairs
+from flatbench.report.tables import (
+    Table,
+    accuracy_table,
+    gain_table,
+    reference_table,
+    significance_table,
+)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A part of a report that most readers skip. Its figures stand by their names in `captions`."""
+
+    title: str
+    tables: tuple[Table, ...] = ()
+    answers: tuple[Answers, ...] = ()
+    figures: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -23,10 +41,27 @@ class Chapter:
     """One protocol's part of a report. No string in it is escaped."""
 
     numbers: Numbers
+    opening: Opening
     tables: tuple[Table, ...]
-    remarks: tuple[str, ...]  # what the numbers can and cannot say
+    folds: tuple[Fold, ...]
     failures: tuple[tuple[str, str], ...]  # case id, what became of it and why
     made_with: tuple[str, ...]  # one line for each set-up
+
+    @property
+    def all_tables(self) -> tuple[Table, ...]:
+        """The tables that stand open and those that are folded away."""
+        return (*self.tables, *(table for fold in self.folds for table in fold.tables))
+
+    @property
+    def figures(self) -> list[str]:
+        """The names of the figures that stand open: the gains, and the outcome by flatness."""
+        opened = (captions.GAINS, captions.OUTCOME)
+        return [name for name in captions.names(self.numbers) if name.startswith(opened)]
+
+    @property
+    def in_percent(self) -> bool:
+        """Whether the outcome is in percent, and a gain in points."""
+        return self.numbers.section.outcome.unit == "%"
 
     @property
     def name(self) -> str:
@@ -52,7 +87,7 @@ def chapters(
         records: of any number of protocols.
         protocols: for the order of rows, and published results, of protocols that do not come
             with flatbench.
-        brief: only accuracy, `sam_sharpness`, gains, failures and provenance.
+        brief: only the opening, accuracy, gains, failures and provenance.
         target: the accuracy, in percent, of the time to accuracy; see `time_to_accuracy_table`.
 
     Raises:
@@ -67,21 +102,21 @@ def chapters(
 
 def _chapter(numbers: Numbers, other: Numbers | None, brief: bool, target: float | None) -> Chapter:
     section = numbers.section
-    made: list[Table | None] = [*main_tables(numbers, brief)]
-    if not brief:
-        if section.base_of:
-            made.append(significance_table(numbers))
-        made += [
-            equal_compute_table(numbers),
-            time_to_accuracy_table(numbers, target),
-            ranking_table(numbers),
-        ]
-        if other is not None:
-            made += counterpart_tables(numbers, other)
+    gains = gain_table(numbers) if section.base_of else None
+    made = [accuracy_table(numbers)]
+    if section.reference is not None:
+        made.append(reference_table(numbers))
+    if brief:
+        made += [gains] if gains is not None else []
+    else:
+        made += counterpart_tables(numbers, other) if other is not None else []
+        made += sharpness_tables(numbers)
+    said = opening(numbers)
     return Chapter(
         numbers,
-        tuple(table for table in made if table is not None),
-        () if brief else tuple(_remarks(numbers)),
+        said,
+        tuple(made),
+        () if brief else tuple(_folds(numbers, said, gains, target)),
         tuple(
             (record.id, f"{record.status}: {record.reason or 'no reason recorded'}")
             for record in section.records
@@ -94,50 +129,33 @@ def _chapter(numbers: Numbers, other: Numbers | None, brief: bool, target: float
     )
 
 
-def _remarks(numbers: Numbers) -> Iterable[str]:
-    """Yield what the numbers can and cannot say, in plain words."""
-    gains = numbers.pair_gains
-    n = usual_pairs(gains)
-    if n == 1:
-        yield (
-            "One seed: no interval and no test. A difference here may be the seed's as well as "
-            "the optimizer's."
+def _folds(
+    numbers: Numbers, said: Opening, gains: Table | None, target: float | None
+) -> Iterable[Fold]:
+    """Yield what most readers skip, without what is empty."""
+    drawn = captions.names(numbers)
+    outcome = numbers.section.outcome.name
+    tests = significance_table(numbers) if gains is not None else None
+    for title, tables, answers, shown in (
+        ("Gains by seed, and their tests", (gains, tests, equal_compute_table(numbers)), (), ()),
+        ("Flatness, pair by pair", (), said.flatness_by_pair, ()),
+        ("What a result costs", (time_to_accuracy_table(numbers, target),), (), (captions.COST,)),
+        ("Curves by epoch", (), (), (outcome, SAM_SHARPNESS)),
+        (
+            "Does sharpness rank the rows as their outcome does?",
+            (ranking_table(numbers),),
+            (),
+            [name for name in drawn if name.startswith(captions.GAP)],
+        ),
+    ):
+        fold = Fold(
+            title,
+            tuple(table for table in tables if table is not None),
+            tuple(answers),
+            tuple(name for name in shown if name in drawn),
         )
-    elif n > 1:
-        reach = float(stats.t.ppf(0.975, n - 1)) / n**0.5
-        yield (
-            f"n = {n}: a mean difference is told from zero (at 5 %, before correction) only where "
-            f"it exceeds {reach:.2f} standard deviations of the differences."
-        )
-    if 1 < n < 6:
-        yield (
-            f"The t-test takes the differences to be normal, which {n} values cannot show, and "
-            f"without that no test of {n} pairs can reach 5 %: the signed-rank test's smallest "
-            f"p-value is {2.0 ** (1 - n):g}. Read bold as worth more seeds, not as proof."
-        )
-    covered = {(gain.architecture, gain.row) for gain in numbers.equal_compute}
-    if any((gain.architecture, gain.row) not in covered for gain in gains):
-        why = (
-            "At equal epochs SAM has twice its base's gradient evaluations."
-            if numbers.all_sam
-            else "At equal epochs rows can take different numbers of gradient evaluations."
-        )
-        yield (
-            f"{why} Where the table of equal compute lacks a row, the gain is not a gain at equal "
-            "cost."
-        )
-    yield from _measure_failures(numbers.section.records)
-
-
-def _measure_failures(records: Iterable[Record]) -> Iterable[str]:
-    """Yield a sentence for each measure that could not be taken, and for each of its reasons."""
-    cases: dict[tuple[str, str], list[str]] = {}
-    for record in records:
-        for name, reason in record.measure_failures.items():
-            cases.setdefault((name, reason), []).append(record.id)
-    for (name, reason), found in cases.items():
-        others = f" and {len(found) - 1} more" if len(found) > 1 else ""
-        yield f"{name} could not be taken of {found[0]}{others}: {reason}"
+        if fold.tables or fold.answers or fold.figures:
+            yield fold
 
 
 def _components(records: Iterable[Record]) -> Iterable[str]:

@@ -46,7 +46,7 @@ def equal_compute_table(numbers: Numbers) -> Table | None:
                 value_cell(outcomes.get((gain.architecture, gain.base)), usual, places, False),
                 gain_cell(gain, usual),
                 p_cell(gain.p, gain.supported),
-                _count_cell(numbers.mean(gain.architecture, gain.row)),
+                _count_cell(numbers.gradients(gain.architecture, gain.row)),
                 _ratio_cell(
                     numbers.mean(gain.architecture, gain.row, "seconds"),
                     numbers.mean(gain.architecture, gain.base, "seconds"),
@@ -93,16 +93,7 @@ def time_to_accuracy_table(numbers: Numbers, target: float | None = None) -> Tab
     section = numbers.section
     if section.outcome.name != TEST_ACCURACY or not any(r.history for r in section.records):
         return None
-    accuracies = numbers.cells(TEST_ACCURACY)
-    targets: dict[str, float] = {}
-    for architecture in section.architectures:
-        means = [
-            cell.summary.mean
-            for (a, _), cell in accuracies.items()
-            if a == architecture and cell.summary.mean is not None
-        ]
-        if target is not None or means:
-            targets[architecture] = math.floor(min(means)) if target is None else target
+    aims = targets(numbers, target)
     how = (
         "The targets were set from these very runs: the lowest final mean of any row of the "
         "architecture, rounded down, so that every row reaches it on average."
@@ -114,30 +105,52 @@ def time_to_accuracy_table(numbers: Numbers, target: float | None = None) -> Tab
         f"Cells: mean gradient evaluations (mean training seconds) until the end of the first "
         f"epoch at or above the target; a mean only where every run reached it. {how}",
         "optimizer",
-        tuple(f"{a} (≥ {targets[a]:g} %)" if a in targets else a for a in section.architectures),
+        tuple(f"{a} (≥ {aims[a]:g} %)" if a in aims else a for a in section.architectures),
         tuple(
             (
                 row,
-                tuple(_cost_cell(section, a, row, targets.get(a)) for a in section.architectures),
+                tuple(_cost_cell(section, a, row, aims.get(a)) for a in section.architectures),
             )
             for row in section.optimizers
         ),
     )
 
 
+def targets(numbers: Numbers, target: float | None = None) -> dict[str, float]:
+    """Return the accuracy that each architecture's rows are to reach; see the table."""
+    section, found = numbers.section, {}
+    accuracies = numbers.cells(TEST_ACCURACY)
+    for architecture in section.architectures:
+        means = [
+            cell.summary.mean
+            for (a, _), cell in accuracies.items()
+            if a == architecture and cell.summary.mean is not None
+        ]
+        if target is not None or means:
+            found[architecture] = math.floor(min(means)) if target is None else target
+    return found
+
+
 def _cost_cell(section: Section, architecture: str, row: str, target: float | None) -> Cell:
     runs = section.cell(architecture, row)
     if not runs or target is None:
         return Cell(MISSING)
-    costs = [cost for run in runs if (cost := _cost(run, target)) is not None]
+    costs = [spent for run in runs if (spent := cost(run, target)) is not None]
     if len(costs) < len(runs):
         return Cell(f"reached by {len(costs)} of {len(runs)}")
-    evaluations = sum(cost[0] for cost in costs) / len(costs)
-    seconds = sum(cost[1] for cost in costs) / len(costs)
-    return Cell(f"{evaluations:.0f} ({number(seconds, decimals([seconds]))} s)", evaluations)
+    evaluations = sum(spent[0] for spent in costs) / len(costs)
+    seconds = sum(spent[1] for spent in costs) / len(costs)
+    known = all(spent[0] for spent in costs)
+    count = f"{evaluations:.0f}" if known else MISSING
+    time = f"({number(seconds, decimals([seconds]))} s)"
+    return Cell(f"{count} {time}", evaluations if known else None)
 
 
-def _cost(run: Record, target: float) -> tuple[int, float] | None:
+def cost(run: Record, target: float) -> tuple[int, float] | None:
+    """Return a run's gradient evaluations and seconds until an accuracy; None if never reached.
+
+    The count is 0 where the record has none.
+    """
     evaluations, seconds = 0, 0.0
     for epoch in run.history:
         evaluations += epoch.gradient_evaluations

@@ -1,22 +1,17 @@
-"""Figures from records alone: curves over epochs, and sharpness against the generalization gap.
+"""Figures from records alone; `captions` says which there are and what they show.
 
-Rows can be told apart without colour: a family of rows (a base and its SAM) has one shade, and each
-of its rows a line style and a marker.
+A row looks alike in all of them, by its name: see `style.look`.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-import numpy.typing as npt
-from matplotlib import ticker
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
 from flatbench.protocols.protocol import Protocol
@@ -28,39 +23,20 @@ from flatbench.records.quantities import (
 )
 from flatbench.records.record import Record
 from flatbench.records.sections import Section, sections
-from flatbench.report import style
+from flatbench.report import captions, style
+from flatbench.report.anytime import spending
+from flatbench.report.forest_figure import forest
 from flatbench.report.numbers import Numbers
+from flatbench.report.panels import (
+    focus_on_the_end,
+    heights,
+    legend,
+    plain_log,
+    side_by_side,
+    whole_numbers,
+)
 from flatbench.report.ranking import correlation, tau_text
 from flatbench.text import figure_text
-
-
-@dataclass(frozen=True)
-class _Look:
-    colour: tuple[float, ...]
-    line: str
-    marker: str
-    filled: bool
-
-
-def _looks(section: Section) -> dict[str, _Look]:
-    """Return how each row is drawn: shade by family, line and marker by its place in it."""
-    families: dict[str, list[str]] = {}
-    for row in section.optimizers:
-        families.setdefault(_family(section, row), []).append(row)
-    looks: dict[str, _Look] = {}
-    for shade, rows in zip(style.shades(len(families)), families.values(), strict=True):
-        for place, row in enumerate(rows):
-            looks[row] = _Look(
-                tuple(shade),
-                style.LINES[place % len(style.LINES)],
-                style.MARKERS[len(looks) % len(style.MARKERS)],
-                row not in section.base_of,
-            )
-    return looks
-
-
-def _family(section: Section, row: str) -> str:
-    return section.base_optimizer.get(row) or section.base_of.get(row, row)
 
 
 def curves(section: Section, name: str = TEST_ACCURACY) -> Figure:
@@ -69,9 +45,10 @@ def curves(section: Section, name: str = TEST_ACCURACY) -> Figure:
     Line: mean over the runs that completed; band: ± their sample standard deviation, from two
     runs on. A run that diverged is a thin line of its own that ends in a cross.
     """
-    looks = _looks(section)
+    looks = style.looks(section.optimizers)
     with mpl.rc_context(style.RC):
-        figure, panels = _panels(section)
+        is_accuracy = quantity(name).scale == "log-error"
+        figure, panels = side_by_side(section, sharey=not is_accuracy)
         for architecture, axes in zip(section.architectures, panels, strict=True):
             counts = [
                 _curve(axes, section, architecture, row, name, looks[row])
@@ -79,19 +56,21 @@ def curves(section: Section, name: str = TEST_ACCURACY) -> Figure:
             ]
             axes.set_title(f"{figure_text(architecture)}, n = {_span([n for n in counts if n])}")
             axes.set_xlabel("epoch")
-        heights = np.concatenate([_lines(axes) for axes in panels])
-        drawn = quantity(name)
-        if drawn.scale == "log" and len(heights) and heights.min() > 0:
+            whole_numbers(axes.xaxis)
+            if is_accuracy:
+                focus_on_the_end(axes)
+        drawn, values = quantity(name), np.concatenate([heights(axes) for axes in panels])
+        if drawn.scale == "log" and len(values) and values.min() > 0:
             panels[0].set_yscale("log")  # shared by all panels
-            _label(panels[0].yaxis, heights)
+            plain_log(panels[0].yaxis, values)
         unit = f" ({drawn.unit})" if drawn.unit else ""
         panels[0].set_ylabel(f"{drawn.titled(section.evaluation)}{unit}")
-        _legend(figure, panels)
+        legend(figure, panels)
     return figure
 
 
 def _curve(
-    axes: Axes, section: Section, architecture: str, row: str, name: str, look: _Look
+    axes: Axes, section: Section, architecture: str, row: str, name: str, look: style.Look
 ) -> int:
     """Draw one row's curve; return the number of runs it is the mean of."""
     runs = [r for r in section.cell(architecture, row) if r.history]
@@ -108,7 +87,7 @@ def _curve(
             color=look.colour,
             linestyle=look.line,
             marker=look.marker,
-            markerfacecolor=look.colour if look.filled else "white",
+            markerfacecolor=look.face,
             markevery=max(1, length // 6),
             label=figure_text(row),
         )
@@ -131,24 +110,6 @@ def _span(counts: Sequence[int]) -> str:
     return str(low) if low == high else f"{low} to {high}"
 
 
-def _label(axis: Axis, values: npt.ArrayLike) -> None:
-    """Label a logarithmic axis sparsely and in plain numbers, whatever it spans."""
-    decades = float(np.ptp(np.log10(values)))
-    axis.set_major_locator(
-        ticker.MaxNLocator(4)
-        if decades < 1
-        else ticker.LogLocator(subs=(1.0, 2.0, 5.0) if decades < 2 else (1.0,))
-    )
-    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(ticker.NullFormatter())
-
-
-def _lines(axes: Axes) -> npt.NDArray[np.float64]:
-    """Return the height of every point of every line (bands apart)."""
-    heights = [np.asarray(line.get_ydata(), float) for line in axes.lines]
-    return np.concatenate(heights) if heights else np.empty(0)
-
-
 def gap(numbers: Numbers, measure: str = SAM_SHARPNESS) -> Figure:
     """Draw a sharpness measure against the generalization gap, a point a run that completed.
 
@@ -156,7 +117,7 @@ def gap(numbers: Numbers, measure: str = SAM_SHARPNESS) -> Figure:
     the training accuracy is of the labels trained on, label noise included, so that with noise
     a gap below zero is usual. The title tells Kendall's τ as `ranking.correlation` counts it.
     """
-    section, looks = numbers.section, _looks(numbers.section)
+    section, looks = numbers.section, style.looks(numbers.section.optimizers)
     frame = numbers.frame
     frame = frame[frame["status"] == "completed"]
     outcome = section.outcome
@@ -164,7 +125,7 @@ def gap(numbers: Numbers, measure: str = SAM_SHARPNESS) -> Figure:
     frame = frame.assign(gap=sign * (frame[in_training(outcome)] - frame[outcome.name]))
     frame = frame[frame["gap"].notna() & frame[measure].notna()]
     with mpl.rc_context(style.RC):
-        figure, panels = _panels(section)
+        figure, panels = side_by_side(section, sharey=True)
         for architecture, axes in zip(section.architectures, panels, strict=True):
             for row in section.optimizers:
                 cell = frame[(frame["architecture"] == architecture) & (frame["optimizer"] == row)]
@@ -174,7 +135,7 @@ def gap(numbers: Numbers, measure: str = SAM_SHARPNESS) -> Figure:
                     linestyle="none",
                     marker=looks[row].marker,
                     color=looks[row].colour,
-                    markerfacecolor=looks[row].colour if looks[row].filled else "white",
+                    markerfacecolor=looks[row].face,
                     markersize=4.5,
                     label=figure_text(row),
                 )
@@ -183,50 +144,63 @@ def gap(numbers: Numbers, measure: str = SAM_SHARPNESS) -> Figure:
             here = frame.loc[frame["architecture"] == architecture, measure].to_numpy()
             if len(here) and here.min() > 0:
                 axes.set_xscale("log")
-                _label(axes.xaxis, here)
+                plain_log(axes.xaxis, here)
         unit = "\n(percentage points)" if outcome.unit == "%" else ""
         sides = ("training", section.evaluation)[:: 1 if sign > 0 else -1]
         kind = outcome.name.removeprefix("test_")
         panels[0].set_ylabel(f"{' − '.join(sides)} {kind}{unit}")
         found = correlation(numbers, measure, "gap")
         figure.suptitle("Kendall's τ undefined" if found is None else f"τ = {tau_text(found)}")
-        _legend(figure, panels)
+        legend(figure, panels)
     return figure
 
 
-def _panels(section: Section) -> tuple[Figure, list[Axes]]:
-    """Return a figure of one panel an architecture, side by side; two are as wide as a page."""
-    count = len(section.architectures)
-    figure = Figure(figsize=(style.PAGE / 2 * min(count, 4), 2.9))
-    panels = figure.subplots(1, count, sharey=True, squeeze=False)
-    return figure, list(panels[0])
+def outcome(numbers: Numbers, measure: str) -> Figure:
+    """Draw the outcome against a sharpness measure: small points are runs, large ones means."""
+    section, looks = numbers.section, style.looks(numbers.section.optimizers)
+    of = section.outcome
+    runs = numbers.frame[numbers.frame["status"] == "completed"]
+    runs = runs[runs[of.name].notna() & runs[measure].notna()]
+    with mpl.rc_context(style.RC):
+        figure, panels = side_by_side(section, sharey=False)
+        for architecture, axes in zip(section.architectures, panels, strict=True):
+            here = runs[runs["architecture"] == architecture]
+            for row in section.optimizers:
+                cell, look = here[here["optimizer"] == row], looks[row]
+                each = (cell[measure].tolist(), cell[of.name].tolist())
+                drawn: Any = {"linestyle": "none", "marker": look.marker, "color": look.colour}
+                axes.plot(*each, **drawn, markersize=2.5, alpha=0.6)
+                if len(cell):
+                    middle = ([cell[measure].mean()], [cell[of.name].mean()])
+                    axes.plot(
+                        *middle,
+                        **drawn,
+                        markersize=7,
+                        markerfacecolor=look.face,
+                        label=figure_text(row),
+                    )
+            axes.set_title(figure_text(architecture))
+            axes.set_xlabel(figure_text(quantity(measure).heading))
+            if len(here) and here[measure].min() > 0:
+                axes.set_xscale("log")
+                plain_log(axes.xaxis, here[measure].to_numpy())
+        unit = f" ({of.unit})" if of.unit else ""
+        panels[0].set_ylabel(f"{of.titled(section.evaluation)}{unit}")
+        legend(figure, panels)
+    return figure
 
 
-def _legend(figure: Figure, panels: list[Axes]) -> None:
-    entries = {
-        str(label): handle
-        for axes in panels
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    if entries:
-        figure.legend(
-            entries.values(), entries.keys(), loc="outside lower center", ncols=4, handlelength=3.2
-        )
-
-
-def drawn(numbers: Numbers) -> dict[str, Callable[[], Figure]]:
-    """Return what there is to draw of a section, by name, not drawn yet."""
-    section = numbers.section
-    made: dict[str, Callable[[], Figure]] = {}
-    if any(record.history for record in section.records):
-        made[section.outcome.name] = lambda: curves(section, section.outcome.name)
-        made[SAM_SHARPNESS] = lambda: curves(section, SAM_SHARPNESS)
-    completed = numbers.frame[numbers.frame["status"] == "completed"]
-    for measure in numbers.measures:
-        both = completed[in_training(section.outcome)].notna() & completed[measure].notna()
-        if both.sum() >= 2:
-            made[f"gap-{measure}"] = lambda measure=measure: gap(numbers, measure)  # type: ignore[misc]
-    return made
+def draw(numbers: Numbers, name: str) -> Figure:
+    """Return a section's figure by its name, one of `captions.names`."""
+    if name == captions.GAINS:
+        return forest(numbers)
+    if name == captions.COST:
+        return spending(numbers)
+    if name.startswith(captions.OUTCOME):
+        return outcome(numbers, name.removeprefix(captions.OUTCOME))
+    if name.startswith(captions.GAP):
+        return gap(numbers, name.removeprefix(captions.GAP))
+    return curves(numbers.section, name)
 
 
 def write(
@@ -241,7 +215,8 @@ def write(
     """
     written = []
     for section in sections(records, protocols):
-        for name, draw in drawn(Numbers(section)).items():
-            stem = re.sub(r"[^A-Za-z0-9+_-]", "_", f"{section.protocol}-{name}")
-            written += style.write_all(draw(), folder, stem)
+        numbers = Numbers(section)
+        for name in captions.names(numbers):
+            stem = captions.stem(section.protocol, name)
+            written += style.write_all(draw(numbers, name), folder, stem)
     return written

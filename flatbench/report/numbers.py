@@ -145,7 +145,7 @@ class Numbers:
             for other in self.section.optimizers
             if other == self.section.base_of[row]
             or (other != row and self._is_plain(other) and self._share_base(row, other))
-            if self._equal(self.mean(architecture, row), self.mean(architecture, other))
+            if self.equal_gradients(architecture, row, other)
         )
 
     @cached_property
@@ -162,16 +162,33 @@ class Numbers:
         base = self.section.base_optimizer
         return base.get(row) is not None and base.get(row) == base.get(other)
 
-    def mean(
-        self, architecture: str, row: str, measure: str = "gradient_evaluations"
-    ) -> float | None:
+    def mean(self, architecture: str, row: str, measure: str) -> float | None:
         """Return a measure's mean over a cell's completed runs."""
         return summary(list(_values(self.section.cell(architecture, row), measure).values())).mean
 
-    @staticmethod
-    def _equal(one: float | None, other: float | None) -> bool:
-        """Return whether two costs agree to 1 %: one of them may have lost a last batch."""
-        return one is not None and other is not None and abs(one - other) <= 0.01 * max(one, other)
+    def gradients(self, architecture: str, row: str) -> float | None:
+        """Return a cell's mean number of gradient evaluations, None where a run tells none."""
+        counts = _values(self.section.cell(architecture, row), "gradient_evaluations").values()
+        return summary([*counts]).mean if all(counts) else None
+
+    def equal_epochs(self, architecture: str, row: str, other: str) -> bool:
+        """Return whether all completed runs of two rows tell of the same number of epochs."""
+        lengths = {
+            len(record.history)
+            for r in (row, other)
+            for record in self.section.cell(architecture, r)
+            if record.status == "completed"
+        }
+        return len(lengths) == 1 and lengths != {0}
+
+    def equal_gradients(self, architecture: str, row: str, other: str) -> bool:
+        """Return whether two rows' counts are known and agree to 1 %.
+
+        One of them may have lost a last batch.
+        """
+        counts = [self.gradients(architecture, r) for r in (row, other)]
+        known = [count for count in counts if count is not None]
+        return len(known) == 2 and max(known) - min(known) <= 0.01 * max(known)
 
 
 def _values(records: Iterable[Record], measure: str) -> dict[int, float]:

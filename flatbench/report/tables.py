@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from flatbench.protocols.protocol import Protocol
-from flatbench.records.quantities import TEST_ACCURACY, quantity
-from flatbench.records.record import Record
-from flatbench.records.sections import Section, sections
+from flatbench.records.quantities import TEST_ACCURACY
+from flatbench.records.sections import Section
 from flatbench.report import numbers
 from flatbench.report.numbers import ALPHA, Gain, Numbers
 from flatbench.stats import Interval
@@ -35,32 +33,6 @@ class Table:
     corner: str  # the heading of the labels
     columns: tuple[str, ...]
     rows: tuple[tuple[str, tuple[Cell, ...]], ...]
-
-
-def tables(records: Iterable[Record], protocols: Iterable[Protocol] = ()) -> dict[str, list[Table]]:
-    """Return every protocol's main tables by its name; see `main_tables`.
-
-    Raises:
-        UsageError: records that cannot share a table; see `flatbench.records.sections`.
-    """
-    return {
-        section.protocol: main_tables(Numbers(section)) for section in sections(records, protocols)
-    }
-
-
-def main_tables(numbers: Numbers, brief: bool = False) -> list[Table]:
-    """Return the tables of the outcome, of every sharpness measure, and of gains by seed.
-
-    With ``brief``, only the first sharpness measure has a table.
-    """
-    made = [accuracy_table(numbers)]
-    if numbers.section.reference is not None:
-        made.append(reference_table(numbers))
-    measures = numbers.measures[:1] if brief else numbers.measures
-    made += [sharpness_table(numbers, measure) for measure in measures]
-    if numbers.section.base_of:
-        made.append(gain_table(numbers))
-    return made
 
 
 def described(section: Section, n: int) -> str:
@@ -100,13 +72,6 @@ def outcome_places(numbers: Numbers) -> int:
         return 2
     means = [cell.summary.mean for cell in numbers.cells(outcome.name).values()]
     return decimals([mean for mean in means if mean is not None])
-
-
-def sharpness_table(numbers: Numbers, measure: str) -> Table:
-    """Return the table of a sharpness measure."""
-    means = [cell.summary.mean for cell in numbers.cells(measure).values()]
-    places = decimals([mean for mean in means if mean is not None])
-    return _measure_table(numbers, measure, quantity(measure).heading, places, set(), "")
 
 
 def _measure_table(

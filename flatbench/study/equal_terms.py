@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from flatbench.protocols.cases import Case
 from flatbench.protocols.protocol import Protocol
 from flatbench.records.record import Record
+from flatbench.report.comparisons import Question
 from flatbench.stats import summary
-from flatbench.study.answer import Question
 
 # Two numbers of gradients are equal if they agree to 1 %: a row may have lost a last batch.
 EQUAL = 0.01
@@ -45,7 +45,7 @@ def questions_of(
             epochs, other_epochs = (
                 Case(protocol, architecture, r, 0).epochs for r in (name, other)
             )
-            if own is None or theirs is None:
+            if not own or not theirs:  # a count of 0 was not recorded
                 questions.append(Question(architecture, name, other, "equal epochs", other))
             elif abs(own - theirs) <= EQUAL * max(own, theirs):
                 terms = (

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from flatbench.protocols.tuning import Range
 from flatbench.report import style
 from flatbench.report.formats.markdown import table
+from flatbench.report.panels import whole_numbers
 from flatbench.report.tables import MISSING, Cell, Table
 from flatbench.stats import summary
 from flatbench.study.trials import tuning_of
@@ -194,14 +195,14 @@ def _map(figure: Figure, axes: Any, tuned: Tuned, row: str, architecture: str) -
     if vertical and (lost := [t for t in trials if t.lost]):
         axes.scatter(
             *[[t.values[n] for t in lost] for n in (horizontal, vertical)],
-            c="0.5",
+            c=style.GUIDE,
             marker="x",
             s=14,
         )
     if best is not None:
         at = whole.index(best)
         x, y = places(whole)
-        axes.scatter([x[at]], [y[at]], s=90, facecolors="none", edgecolors="black")
+        axes.scatter([x[at]], [y[at]], s=90, facecolors="none", edgecolors=style.INK)
     axes.set_xlabel(figure_text(horizontal))
     axes.set_ylabel(figure_text(vertical or tuned.outcome.titled("validation")))
     for name, axis in ((horizontal, axes.xaxis), (vertical, axes.yaxis)):
@@ -212,22 +213,23 @@ def _map(figure: Figure, axes: Any, tuned: Tuned, row: str, architecture: str) -
 
 def budgets(tuned: Tuned) -> Figure:
     """Draw the expected best against the number of trials: one panel an architecture."""
+    looks = style.looks(tuned.rows)
     with mpl.rc_context(style.RC):
         figure = Figure(figsize=(style.PAGE, 2.6))
         panels = figure.subplots(1, len(tuned.architectures), squeeze=False)[0]
         for axes, architecture in zip(panels, tuned.architectures, strict=True):
-            shades = style.shades(len(tuned.rows))
-            for place, (row, shade) in enumerate(zip(tuned.rows, shades, strict=True)):
+            for row in tuned.rows:
                 best = _budget(tuned.trials[row, architecture])
                 axes.plot(
                     range(1, len(best) + 1),
                     best,
-                    color=shade,
-                    linestyle=style.LINES[place % len(style.LINES)],
+                    color=looks[row].colour,
+                    linestyle=looks[row].line,
                     label=figure_text(row),
                 )
             axes.set_title(figure_text(architecture))
             axes.set_xlabel("trials")
+            whole_numbers(axes.xaxis)
         panels[0].set_ylabel(f"expected best {tuned.outcome.titled('validation')}")
         panels[0].legend()
     return figure

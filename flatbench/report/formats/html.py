@@ -15,11 +15,10 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from flatbench.records.quantities import Quantity, quantity, value_of
+from flatbench.records.quantities import Quantity, value_of
 from flatbench.records.record import Record
-from flatbench.report import figures, style
+from flatbench.report import captions, figures, style
 from flatbench.report.chapters import Chapter
-from flatbench.report.ranking import correlation, tau_text
 from flatbench.report.tables import titled
 from flatbench.text import decimals, number, plain
 
@@ -39,10 +38,17 @@ def render(chapters: Iterable[Chapter]) -> str:
     script = (_FOLDER / "page.js").read_text(encoding="utf-8")
     return environment.get_template("page.html").render(
         chapters=[_shown(chapter) for chapter in chapters],
-        style=Markup((_FOLDER / "page.css").read_text(encoding="utf-8")),
+        style=Markup(_colours() + (_FOLDER / "page.css").read_text(encoding="utf-8")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
+
+
+def _colours() -> str:
+    """Return the page's paper and ink, those of the figures, in both colour schemes."""
+    light = f"--paper: {style.PAPER}; --ink: {style.INK};"
+    dark = f"--paper: {style.DARK[style.PAPER]}; --ink: {style.DARK[style.INK]};"
+    return f":root {{ {light} }}\n@media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}\n"
 
 
 def _shown(chapter: Chapter) -> dict[str, Any]:
@@ -50,39 +56,36 @@ def _shown(chapter: Chapter) -> dict[str, Any]:
     return {
         "name": chapter.name,
         "on_validation": chapter.on_validation,
+        "opening": chapter.opening,
+        "figures": [_figure(chapter, name) for name in chapter.figures],
         "tables": chapter.tables,
-        "remarks": chapter.remarks,
+        "folds": [
+            {
+                "title": fold.title,
+                "answers": fold.answers,
+                "tables": fold.tables,
+                "figures": [_figure(chapter, name) for name in fold.figures],
+            }
+            for fold in chapter.folds
+        ],
         "failures": chapter.failures,
         "made_with": chapter.made_with,
-        "figures": list(_figures(chapter)),
         "cases": [_case(record, section.outcome) for record in section.records],
         "outcome": titled(section).lower(),
         "form": "%.2f" if section.outcome.unit == "%" else "%.4g",
     }
 
 
-def _figures(chapter: Chapter) -> Iterable[dict[str, str]]:
-    """Yield every figure as an SVG in a data address, with what it shows in words."""
-    part = chapter.numbers.section.evaluation
-    for name, draw in figures.drawn(chapter.numbers).items():
-        svg = style.rendered(draw(), "svg")
-        if name.startswith("gap-"):
-            measure = name.removeprefix("gap-")
-            found = correlation(chapter.numbers, measure, "gap")
-            title = f"{quantity(measure).heading} against the generalization gap"
-            tau = "undefined" if found is None else tau_text(found)
-            words = (
-                "The gap: training accuracy, of the labels trained on, less "
-                f"{part} accuracy. One point a run. Kendall's τ: {tau}."
-            )
-        else:
-            title = f"{quantity(name).titled(part)} by epoch"
-            words = "Line: mean over the seeds; band: ± sample standard deviation."
-        yield {
-            "title": title[0].upper() + title[1:],
-            "words": words,
-            "source": "data:image/svg+xml;base64," + base64.b64encode(svg).decode(),
-        }
+def _figure(chapter: Chapter, name: str) -> dict[str, Any]:
+    """Return a figure as an SVG in a data address, with what it shows in words."""
+    svg = style.rendered(figures.draw(chapter.numbers, name), "svg")
+    drawn = captions.caption(chapter.numbers, name)
+    return {
+        "title": drawn.title[0].upper() + drawn.title[1:],
+        "words": drawn.words,
+        "is_narrow": name == captions.GAINS,
+        "source": "data:image/svg+xml;base64," + base64.b64encode(svg).decode(),
+    }
 
 
 def _case(record: Record, outcome: Quantity) -> dict[str, Any]:

@@ -26,3 +26,20 @@ for (const table of document.querySelectorAll("table")) {
     });
   });
 }
+// What is wider than the page says so, as long as it is.
+const tell = () => {
+  for (const region of document.querySelectorAll(".scroll")) {
+    const hint = region.previousElementSibling;
+    if (hint) hint.hidden = region.scrollWidth <= region.clientWidth;
+  }
+};
+addEventListener("resize", tell);
+addEventListener("load", tell);
+document.addEventListener("toggle", tell, true);
+// A link to what is folded away unfolds it.
+const unfold = () => {
+  const target = document.getElementById(location.hash.slice(1));
+  if (target instanceof HTMLDetailsElement) target.open = true;
+};
+addEventListener("hashchange", unfold);
+unfold();
