@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from flatbench.records.quantities import CLEAN, quantity
+from flatbench.records.quantities import CLEAN, NORMALISED, quantity
 from flatbench.report.comparisons import Question, compared, headline
 from flatbench.report.numbers import Numbers
 from flatbench.report.tables import Table, described, usual_count, value_cell
 from flatbench.text import decimals
 
-NORMALISED: Final = "_normalised"  # ends the name of a measure taken with normalised logits
 UNTOLD: Final = "≈"
 
 
