@@ -17,8 +17,8 @@ from tabulate import tabulate
 
 from flatbench import gate
 from flatbench.gate import compare
-from flatbench.gate.scales import scale_of, scaled, unscaled
-from flatbench.records.quantities import SAM_SHARPNESS, TEST_ACCURACY, Scale, results_of
+from flatbench.gate.scales import Scaling, scaling_of
+from flatbench.records.quantities import SAM_SHARPNESS, TEST_ACCURACY, Scale, quantity, results_of
 from flatbench.records.reading import collect
 from flatbench.records.record import Record
 from flatbench.records.sections import sections
@@ -137,8 +137,10 @@ def skewness(records: Iterable[Record]) -> list[tuple[str, float, float]]:
     found = []
     for name, measure, scale, sign in turned:
         values = [[run[measure] for run in cell if measure in run] for cell in cells]
-        fitting = [v for v in values if v and scale_of(measure, v) != "linear"]
-        skews = [sign * float(stats.skew(scaled(v, scale), bias=False)) for v in fitting]
+        logarithmic = Scaling(measure, quantity(measure).scale)
+        fitting = [v for v in values if v and scaling_of(measure, v) == logarithmic]
+        points = [Scaling(measure, scale).points(v) for v in fitting]
+        skews = [sign * float(stats.skew(p, bias=False)) for p in points]
         found.append((name, float(np.mean(skews)), float(stats.sem(skews))))
     return found
 
@@ -200,9 +202,9 @@ def digits_table(thresholds: gate.Thresholds) -> str:
             continue
         by_mean = detectable_shift(cell.n, level, thresholds.grid_seeds)
         by_case = detectable_by_cases(cell.n, thresholds.grid_seeds, thresholds.level)
-        worse = 1 if bound.scale == "log-error" else -1
+        scaling = Scaling(TEST_ACCURACY, bound.scale, bound.offset)
         middle, *shifted = (
-            unscaled(bound.mean + worse * shift * bound.std, bound.scale)
+            scaling.value(bound.mean + scaling.worse * shift * bound.std)
             for shift in (0.0, by_mean, by_case)
         )
         rows.append(

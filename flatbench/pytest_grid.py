@@ -106,6 +106,6 @@ def test_gate(flatbench_baseline: Baseline, flatbench_records: list[Record]) -> 
 
 
 def _fail_with(outcomes: Iterable[Outcome]) -> None:
-    lines = [outcome.line for outcome in outcomes if not outcome.passed]
+    lines = [outcome.line for outcome in outcomes if outcome.failed]
     if lines:
         pytest.fail("\n".join(lines), pytrace=False)

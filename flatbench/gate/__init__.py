@@ -1,6 +1,6 @@
 """The gate: thresholds derived from many seeds, checks against them, and comparisons."""
 
-from flatbench.gate.check import check_case, check_pairs, judge, unbounded
+from flatbench.gate.check import check_case, check_cells, check_pairs, judge
 from flatbench.gate.derive import LEVEL, derive, from_reference
 from flatbench.gate.thresholds import (
     Bound,
@@ -18,11 +18,11 @@ __all__ = [
     "PairThreshold",
     "Thresholds",
     "check_case",
+    "check_cells",
     "check_pairs",
     "derive",
     "from_reference",
     "judge",
     "read_thresholds",
-    "unbounded",
     "write_thresholds",
 ]

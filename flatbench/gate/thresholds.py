@@ -26,7 +26,8 @@ _NON_NEGATIVE = Check(lambda x: x >= 0, "a number of at least 0")
 class Bound:
     """The limit that one measure of one new seed must keep.
 
-    ``limit`` is a value of the measure; ``mean`` and ``std`` are the baseline's on the ``scale``.
+    ``limit`` is a value of the measure; ``mean`` and ``std`` are the baseline's on the ``scale``,
+    and ``offset`` is what it adds to an error; see `flatbench.gate.scales`.
     """
 
     side: Literal["at_least", "at_most"]
@@ -34,10 +35,7 @@ class Bound:
     scale: Scale
     mean: float
     std: Annotated[float, _NON_NEGATIVE]
-
-    def keeps(self, value: float) -> bool:
-        """Return whether the value is on the right side of the limit, or equal to it."""
-        return value >= self.limit if self.side == "at_least" else value <= self.limit
+    offset: Annotated[float, _NON_NEGATIVE] = 0.0
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,9 @@ class Thresholds:
         """How often, at most, a grid without a regression fails (Bonferroni's inequality)."""
         bounds = sum(len(cell.bounds) for cell in self.cells.values())
         pairs = sum(pair.positive for pair in self.pairs.values())
-        alarms = (1 - self.level) * bounds * self.grid_seeds + (1 - self.pair_level) * pairs
+        # each bound is for the seeds one by one, and for their mean
+        checks = bounds * (self.grid_seeds + 1)
+        alarms = (1 - self.level) * checks + (1 - self.pair_level) * pairs
         return min(1.0, alarms)
 
     @property
@@ -114,9 +114,10 @@ class Thresholds:
 _HEADER = """\
 # Derived from {origin}, not written by hand; to derive them anew:
 #   {renewal}
-# Each limit of a cell is a one-sided prediction bound of one new seed, at "level"; each limit of a
-# pair bounds the mean difference over {grid_seeds} new seeds, at "pair_level". A grid of all cells
-# and {grid_seeds} seeds without a regression fails with a probability of at most {rate:.1%}.
+# Each limit of a cell is a one-sided prediction bound of one new seed, at "level"; the mean over a
+# cell's seeds has a limit at that level too, made of mean and std. Each limit of a pair bounds the
+# mean difference over {grid_seeds} new seeds, at "pair_level". A grid of all cells and {grid_seeds}
+# seeds without a regression fails with a probability of at most {rate:.1%}.
 """
 
 
@@ -144,9 +145,8 @@ def write_thresholds(path: Path, thresholds: Thresholds) -> None:
             f"cell_hash = {_toml(cell.cell_hash)}",
         ]
         for measure, b in cell.bounds.items():
-            values = ", ".join(
-                f"{k} = {_toml(getattr(b, k))}" for k in ("side", "limit", "scale", "mean", "std")
-            )
+            keys = ("side", "limit", "scale", "mean", "std", *(("offset",) if b.offset else ()))
+            values = ", ".join(f"{k} = {_toml(getattr(b, k))}" for k in keys)
             lines.append(f"bounds.{_toml(measure)} = {{ {values} }}")
         lines += [f"unbounded.{_toml(m)} = {_toml(why)}" for m, why in cell.unbounded.items()]
     for (architecture, row), pair in t.pairs.items():

@@ -2,21 +2,51 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+from tabulate import tabulate
 
 from flatbench.text import markdown_text, plain
+
+Result = Literal["passed", "failed", "can't check"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measure in a check, in words."""
+
+    what: str
+    baseline: str
+    now: str
+    limit: str
+    finds: str  # what is found 9 times out of 10
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One check: what was checked, whether it passed, and a line that says what was measured."""
+    """One check: what was checked, how it ended, and a line that says what was measured."""
 
     name: str
-    passed: bool
+    result: Result
     line: str
+    rows: tuple[Row, ...] = ()
+    # Of a cell's outcome: the drop that is found 9 times out of 10, inf if none is.
+    drop: float | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether it was checked, and nothing is worse."""
+        return self.result == "passed"
+
+    @property
+    def failed(self) -> bool:
+        """Whether something is worse."""
+        return self.result == "failed"
 
 
 @dataclass(frozen=True)
@@ -30,28 +60,72 @@ class Verdict:
 
     @property
     def failures(self) -> tuple[Outcome, ...]:
-        """The checks that did not pass."""
-        return tuple(outcome for outcome in self.outcomes if not outcome.passed)
+        """The checks that failed."""
+        return self._with("failed")
+
+    @property
+    def blind(self) -> tuple[Outcome, ...]:
+        """The checks that could not have failed, and so say nothing."""
+        return self._with("can't check")
+
+    def _with(self, result: Result) -> tuple[Outcome, ...]:
+        return tuple(outcome for outcome in self.outcomes if outcome.result == result)
+
+    @property
+    def result(self) -> Literal["pass", "fail", "can't tell"]:
+        """The verdict: fail if a check failed, else can't tell if one could not have failed."""
+        if self.failures:
+            return "fail"
+        return "can't tell" if self.blind or not self.outcomes else "pass"
 
     @property
     def exit_code(self) -> int:
-        """0 without a failure, 1 with one. (2, unusable input, is a `UsageError`.)"""
+        """1 with a failure, else 0. (2, unusable input, is a `UsageError`.)"""
         return 1 if self.failures else 0
+
+
+def demand(outcomes: Iterable[Outcome], points: float | None) -> tuple[Outcome, ...]:
+    """Return outcomes in which what ``--require-power`` asks for and is not there fails.
+
+    That is a check that could not have failed, and one of a cell's accuracy that finds a drop of
+    so many points less often than 9 times out of 10. Without ``points`` nothing is asked for.
+    """
+    return tuple(outcomes) if points is None else tuple(_demanded(o, points) for o in outcomes)
+
+
+def _demanded(outcome: Outcome, points: float) -> Outcome:
+    asked = f"--require-power {points:g}"
+    if outcome.result == "can't check":
+        return dataclasses.replace(
+            outcome, result="failed", line=f"{outcome.line} ({asked} makes that a failure)"
+        )
+    if outcome.passed and outcome.drop is not None and outcome.drop > points:
+        found = "no drop" if outcome.drop == float("inf") else f"a drop of {outcome.drop:.1f}"
+        return dataclasses.replace(
+            outcome,
+            result="failed",
+            line=f"{outcome.name} kept its limit, but the check is too weak: it finds {found} "
+            f"points 9 times out of 10, and {asked} asks for {points:g}; more seeds find more",
+        )
+    return outcome
 
 
 def markdown(verdict: Verdict) -> str:
     """Return a verdict as GitHub's markdown: the failures first, all else folded away."""
-    failed, total = len(verdict.failures), len(verdict.outcomes)
-    result = f"{failed} of {total} checks failed" if failed else f"all {total} checks passed"
     parts = [
-        f"## {markdown_text(verdict.title)}: {result}\n",
+        f"## {markdown_text(verdict.title)}: {_counted(verdict)}\n",
         f"Without a regression a whole grid fails at most {percent(verdict.false_alarm_rate)} "
         "of the time (diverged and failed runs apart).\n",
     ]
-    if failed:
+    if verdict.failures:
         parts.append("".join(f"- {markdown_text(o.line)}\n" for o in verdict.failures))
+    blind = [outcome.line for outcome in verdict.blind]
     passed = [outcome.line for outcome in verdict.outcomes if outcome.passed]
-    for heading, lines in (("Passed", passed), ("Not checked", verdict.notes)):
+    for heading, lines in (
+        ("Could not have failed", blind),
+        ("Passed", passed),
+        ("Not checked", verdict.notes),
+    ):
         if lines:
             listed = "".join(f"- {markdown_text(line)}\n" for line in lines)
             parts.append(
@@ -61,15 +135,45 @@ def markdown(verdict: Verdict) -> str:
 
 
 def text(verdict: Verdict) -> str:
-    """Return a verdict for a terminal: one line for each failure and note, then a summary."""
-    lines = [f"FAILED {plain(outcome.line)}" for outcome in verdict.failures]
+    """Return a verdict for a terminal; what matters most comes last, the verdict itself at the end.
+
+    The checks that passed are a table; all else is a line each.
+    """
+    rows = [row for outcome in verdict.outcomes if outcome.passed for row in outcome.rows]
+    lines = [table(rows)] if rows else []
     lines += [f"not checked: {plain(note)}" for note in verdict.notes]
-    failed, total = len(verdict.failures), len(verdict.outcomes)
-    lines.append(
-        f"{plain(verdict.title)}: {failed} of {total} checks failed; "
+    lines += [f"can't check: {plain(outcome.line)}" for outcome in verdict.blind]
+    lines += [f"FAILED {plain(outcome.line)}" for outcome in verdict.failures]
+    lines.append(closing(verdict))
+    return "\n".join(lines)
+
+
+def closing(verdict: Verdict) -> str:
+    """Return the verdict in one line."""
+    return (
+        f"{plain(verdict.title)}: {_counted(verdict)}; "
         f"a grid without a regression fails at most {percent(verdict.false_alarm_rate)} of the time"
     )
-    return "\n".join(lines)
+
+
+def table(rows: Iterable[Row]) -> str:
+    """Return checks as a table for a terminal."""
+    return tabulate(
+        [[plain(cell) for cell in dataclasses.astuple(row)] for row in rows],
+        ("passed", "baseline", "now", "limit", "finds 9 times out of 10"),
+        tablefmt="plain",
+        disable_numparse=True,
+    )
+
+
+def _counted(verdict: Verdict) -> str:
+    failed, blind, total = (len(o) for o in (verdict.failures, verdict.blind, verdict.outcomes))
+    if not total:
+        return "can't tell: nothing was checked"
+    said = f"{failed} of {total} checks failed" if failed else f"none of {total} checks failed"
+    if blind:
+        said += f", {'and' if failed else 'but'} {blind} could not have failed"
+    return f"{verdict.result}: {said}"
 
 
 def percent(rate: float) -> str:
