@@ -8,6 +8,7 @@ from flatbench.gate.thresholds import (
     PairThreshold,
     Thresholds,
     read_thresholds,
+    without_thresholds,
     write_thresholds,
 )
 
@@ -24,5 +25,6 @@ __all__ = [
     "from_reference",
     "judge",
     "read_thresholds",
+    "without_thresholds",
     "write_thresholds",
 ]

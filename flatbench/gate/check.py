@@ -36,7 +36,7 @@ def check_case(record: Record, thresholds: Thresholds) -> Outcome:
     if cell is None or not cell.bounds:
         return Outcome(where, "passed", f"{where}: completed; has no bounds")
     measured = results_of(record)
-    failures, numbers, rows, blind = [], [], [], []
+    failures, numbers, blind = [], [], []
     guessed = chance(thresholds.protocol)
     for measure, bound in cell.bounds.items():
         limit = _limit(measure, bound, cell.n, 1, thresholds.level, guessed)
@@ -47,7 +47,7 @@ def check_case(record: Record, thresholds: Thresholds) -> Outcome:
                 f"baseline: {_basis(cell.n, thresholds)}"
             )
         elif limit.keeps([value]):
-            rows.append(row := row_of(f"{where}: {measure}", limit, [value]))
+            row = row_of(where, limit, [value])
             numbers.append(
                 f"{plain(measure)} {row.now} is {row.limit}, baseline {row.baseline}, "
                 f"finds {row.finds}"
@@ -59,8 +59,8 @@ def check_case(record: Record, thresholds: Thresholds) -> Outcome:
     if failures:
         return Outcome(where, "failed", "; ".join(failures))
     if blind:
-        return Outcome(where, "can't check", f"{where}: {'; '.join(blind)}", tuple(rows))
-    return Outcome(where, "passed", f"{where}: {'; '.join(numbers)}", tuple(rows))
+        return Outcome(where, "can't check", f"{where}: {'; '.join(blind)}")
+    return Outcome(where, "passed", f"{where}: {'; '.join(numbers)}")
 
 
 def _worse(where: str, value: float, limit: Limit, bound: Bound, thresholds: Thresholds) -> str:

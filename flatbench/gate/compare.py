@@ -374,6 +374,11 @@ def against(baseline: Baseline, records: Iterable[Record], alarm: float = ALARM)
     return compare(baseline, records, alarm)
 
 
+def rate_of(baseline: Baseline) -> float:
+    """Return how often, at most, a grid without a regression fails against a baseline."""
+    return baseline.false_alarm_rate if isinstance(baseline, gate.Thresholds) else ALARM
+
+
 def fits(baseline: Baseline, protocol: Protocol) -> bool:
     """Return whether a baseline was made with the present content of the protocol, rows apart."""
     if isinstance(baseline, gate.Thresholds):

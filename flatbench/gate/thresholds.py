@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from flatbench.errors import UsageError
 from flatbench.files import write_atomically
-from flatbench.protocols.reading import available
+from flatbench.protocols.protocol import Protocol
+from flatbench.protocols.reading import available, load
 from flatbench.protocols.schema import Check, Reader
 from flatbench.records.quantities import Scale
+from flatbench.text import plain
 
 LEVELS = Check(lambda x: 0.5 < x < 1, "a number between 0.5 and 1")
 _TWO = Check(lambda x: x >= 2, "a whole number of at least 2")
@@ -98,17 +100,40 @@ class Thresholds:
     @property
     def renewal(self) -> str:
         """The commands that derive these thresholds anew: of a user's own, beside the protocol."""
-        ours = self.protocol in available()
-        protocol = self.protocol if ours else f"{self.protocol}.toml"
-        folder = "benchmarks/thresholds/" if ours else ""
-        output = f"{folder}{self.protocol}{'' if ours else '.thresholds'}.toml"
-        if not self.seeds:
-            return f"flatbench baseline --reference {protocol} --output {output}"
-        seeds = ",".join(map(str, self.seeds))
-        return (
-            f"flatbench run --protocol {protocol} --seeds {seeds} --results baseline && "
-            f"flatbench baseline baseline/{self.protocol}/records --output {output}"
-        )
+        if self.seeds:
+            return _derivation(self.protocol, ",".join(map(str, self.seeds)))
+        protocol, output = _files(self.protocol)
+        return f"flatbench baseline --reference {protocol} --output {output}"
+
+
+def _files(protocol: str) -> tuple[str, str]:
+    """Return what a command calls a protocol, and where its thresholds go."""
+    if protocol in available():
+        return protocol, f"benchmarks/thresholds/{protocol}.toml"
+    return f"{protocol}.toml", f"{protocol}.thresholds.toml"
+
+
+def _derivation(protocol: str, seeds: str) -> str:
+    name, output = _files(protocol)
+    return (
+        f"flatbench run --protocol {name} --seeds {seeds} --results baseline && "
+        f"flatbench baseline baseline/{protocol}/records --output {output}"
+    )
+
+
+def without_thresholds(protocol: Protocol, looked: Sequence[Path]) -> str:
+    """Return what is said where a protocol has no thresholds, and none of these files is there.
+
+    A copy of one of flatbench's protocols under another name has lost those of the original.
+    """
+    said = (
+        f"no thresholds: nothing holds {plain(protocol.name)} to a bound, since "
+        f"{' and '.join(plain(str(path)) for path in looked)} are not there"
+    )
+    names = (n for n in available() if load(n).common_hash() == protocol.common_hash())
+    if (original := next(names, None)) is not None and original != protocol.name:
+        said += f"; it has the content of {original}, but thresholds go by a protocol's name"
+    return f"{said}; to derive them: {_derivation(protocol.name, '100-109')}"
 
 
 _HEADER = """\

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -84,30 +85,32 @@ class Verdict:
         return 1 if self.failures else 0
 
 
-def demand(outcomes: Iterable[Outcome], points: float | None) -> tuple[Outcome, ...]:
-    """Return outcomes in which what ``--require-power`` asks for and is not there fails.
+def demand(verdict: Verdict, points: float | None) -> Verdict:
+    """Return a verdict in which what ``--require-power`` asks for and is not there has failed."""
+    outcomes = tuple(demanded(outcome, points) for outcome in verdict.outcomes)
+    return dataclasses.replace(verdict, outcomes=outcomes)
+
+
+def demanded(outcome: Outcome, points: float | None) -> Outcome:
+    """Return an outcome, failed if it is weaker than ``--require-power`` asks for.
 
     That is a check that could not have failed, and one of a cell's accuracy that finds a drop of
     so many points less often than 9 times out of 10. Without ``points`` nothing is asked for.
     """
-    return tuple(outcomes) if points is None else tuple(_demanded(o, points) for o in outcomes)
-
-
-def _demanded(outcome: Outcome, points: float) -> Outcome:
+    if points is None or outcome.failed:
+        return outcome
     asked = f"--require-power {points:g}"
     if outcome.result == "can't check":
-        return dataclasses.replace(
-            outcome, result="failed", line=f"{outcome.line} ({asked} makes that a failure)"
+        line = f"can't check {outcome.line}; with {asked} that is a failure"
+    elif outcome.drop is not None and outcome.drop > points:
+        found = "no drop" if math.isinf(outcome.drop) else f"a drop of {outcome.drop:.1f} points"
+        line = (
+            f"{outcome.name} keeps its limit, but the check is too weak: it finds {found} 9 times "
+            f"out of 10, and {asked} was asked for; with more seeds it would find less"
         )
-    if outcome.passed and outcome.drop is not None and outcome.drop > points:
-        found = "no drop" if outcome.drop == float("inf") else f"a drop of {outcome.drop:.1f}"
-        return dataclasses.replace(
-            outcome,
-            result="failed",
-            line=f"{outcome.name} kept its limit, but the check is too weak: it finds {found} "
-            f"points 9 times out of 10, and {asked} asks for {points:g}; more seeds find more",
-        )
-    return outcome
+    else:
+        return outcome
+    return dataclasses.replace(outcome, result="failed", line=line)
 
 
 def markdown(verdict: Verdict) -> str:
@@ -134,26 +137,24 @@ def markdown(verdict: Verdict) -> str:
     return "\n".join(parts)
 
 
-def text(verdict: Verdict) -> str:
+def text(verdict: Verdict, *, brief: bool = False) -> str:
     """Return a verdict for a terminal; what matters most comes last, the verdict itself at the end.
 
-    The checks that passed are a table; all else is a line each.
+    The checks of cells that passed are a table; all else is a line each. The brief form has no more
+    of what passed than the accuracies, and no failures: it follows tests that have told them.
     """
-    rows = [row for outcome in verdict.outcomes if outcome.passed for row in outcome.rows]
-    lines = [table(rows)] if rows else []
+    passed = [o for o in verdict.outcomes if o.passed and (o.drop is not None or not brief)]
+    lines = [f"passed: {plain(outcome.line)}" for outcome in passed if not outcome.rows]
+    rows = [row for outcome in passed for row in outcome.rows]
+    lines += [table(rows)] if rows else []
     lines += [f"not checked: {plain(note)}" for note in verdict.notes]
     lines += [f"can't check: {plain(outcome.line)}" for outcome in verdict.blind]
-    lines += [f"FAILED {plain(outcome.line)}" for outcome in verdict.failures]
-    lines.append(closing(verdict))
+    lines += [f"FAILED {plain(outcome.line)}" for outcome in verdict.failures if not brief]
+    lines.append(f"{plain(verdict.title)}: {_counted(verdict)}")
+    if verdict.outcomes:
+        rate = percent(verdict.false_alarm_rate)
+        lines[-1] += f"; a grid without a regression fails at most {rate} of the time"
     return "\n".join(lines)
-
-
-def closing(verdict: Verdict) -> str:
-    """Return the verdict in one line."""
-    return (
-        f"{plain(verdict.title)}: {_counted(verdict)}; "
-        f"a grid without a regression fails at most {percent(verdict.false_alarm_rate)} of the time"
-    )
 
 
 def table(rows: Iterable[Row]) -> str:
