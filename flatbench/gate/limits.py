@@ -119,6 +119,12 @@ class Limit:
         worse = np.maximum if self.scaling.worse > 0 else np.minimum
         return float(np.mean(worse(points, end)))
 
+    def now(self, values: Sequence[float]) -> float:
+        """Return the mean of new values, as a value: of what fails, the one that is judged."""
+        if not self.keeps(values):
+            return self.scaling.value(self.mean_of(values))
+        return self.scaling.value(float(np.mean(self.scaling.points(values))))
+
     def keeps(self, values: Sequence[float]) -> bool:
         """Return whether the mean of new values is no worse than the limit, and no collapse."""
         mean = self.mean_of(values)
@@ -175,7 +181,8 @@ class Limit:
         """Why this limit checks nothing, or None if it does."""
         what = quantity(self.scaling.measure)
         if self.point is None:
-            return f"the baseline's {seeds(self.n)} cannot tell the spread"
+            same = " with one and the same value" if self.n > 1 else ""
+            return f"the baseline's {seeds(self.n)}{same} cannot tell the spread"
         limit = self.scaling.value(self.point)
         if what.better == "higher" and self.middle > 0 and limit <= COLLAPSED * self.middle:
             return (
@@ -204,7 +211,7 @@ def row_of(what: str, limit: Limit, now: Sequence[float]) -> Row:
     return Row(
         what,
         shown(limit.middle),
-        shown(limit.scaling.value(limit.mean_of(now))),
+        shown(limit.now(now)),
         "none" if limit.value is None else f"{kind} {shown(limit.value)}",
         limit.finds,
     )

@@ -34,7 +34,8 @@ def pooled(groups: Iterable[Sequence[float]]) -> Spread | None:
     freedom = sum(len(group) - 1 for group in kept)
     if not freedom:
         return None
-    squares = sum((len(group) - 1) * float(np.var(group, ddof=1)) for group in kept)
+    # less their first, equal values have a variance of exactly 0
+    squares = sum(float(np.var(np.subtract(g, g[0]), ddof=1)) * (len(g) - 1) for g in kept)
     return Spread(math.sqrt(squares / freedom), freedom)
 
 
