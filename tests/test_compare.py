@@ -199,8 +199,8 @@ def test_what_cannot_be_checked_is_counted_and_said():
     verdict = compare(baseline, current)
     assert {o.line for o in verdict.blind} == {
         # ten equal values, and one: neither has a spread, but half of either is a collapse
-        "digits/resnet18/sgd: test_accuracy 90 over 1 seed is above 45; baseline: 90 over 10 seeds; "
-        "the baseline's 10 seeds with one and the same value cannot tell the spread",
+        "digits/resnet18/sgd: test_accuracy 90 over 1 seed is above 45; baseline: 90 over 10 "
+        "seeds; the baseline's 10 seeds with one and the same value cannot tell the spread",
         "digits/resnet18/adam: test_accuracy 79 over 1 seed is above 40; baseline: 80 over 1 seed; "
         "the baseline's 1 seed cannot tell the spread",
         "digits/resnet18/adam: trace: no value now",

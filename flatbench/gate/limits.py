@@ -26,7 +26,6 @@ FOUND = 0.9  # how often a limit finds the smallest drop that is said of it
 COLLAPSED = 0.5  # an accuracy has collapsed that is no more than this share of its baseline's
 GROWTH = 10.0  # a limit checks nothing if a positive measure may grow by more than this factor
 BEST = 4.0  # a value counts for no more than so many std better than the baseline's mean
-COIN = 50.0  # the accuracy of guessing between two classes, percent: more classes have less
 CLASSES = {"digits": 10, "fashion-mnist": 10, "cifar10": 10, "cifar100": 100}
 
 
@@ -177,6 +176,14 @@ class Limit:
         return f"{'a drop' if what.better == 'higher' else 'a rise'} of {shown(self.drop)}"
 
     @property
+    def _guessed(self) -> float:
+        """The accuracy of guessing; where the classes are unknown, of as few as there can be."""
+        if self.chance is not None:
+            return self.chance
+        guesses = (100 / classes for classes in range(2, 1001))
+        return next((guess for guess in guesses if guess < self.middle), 0.0)
+
+    @property
     def blind(self) -> str | None:
         """Why this limit checks nothing, or None if it does."""
         what = quantity(self.scaling.measure)
@@ -189,13 +196,8 @@ class Limit:
                 f"by the spread alone it could fall from {shown(self.middle)} to {shown(limit)}, "
                 "and half of it be lost"
             )
-        if what.unit == "%":
-            guessed = self.chance
-            if guessed is None and self.middle > COIN:
-                guessed = COIN
-            if guessed is not None and limit <= guessed:
-                classes = "guessing" if self.chance is not None else "guessing one of two classes"
-                return f"its limit {shown(limit)} is no better than {classes}, {shown(guessed)}"
+        if what.unit == "%" and limit <= (guessed := self._guessed):
+            return f"its limit {shown(limit)} is no better than guessing, {shown(guessed)}"
         if self.scaling.scale == "log" and limit > GROWTH * self.middle:
             return (
                 f"it could grow from {shown(self.middle)} to {shown(limit)}, more than "
