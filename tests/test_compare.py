@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from docs import rates
+from docs import alarms
 from flatbench import gate
 from flatbench.errors import UsageError
 from flatbench.files import write_json
@@ -66,12 +66,12 @@ def test_better_is_never_a_regression():
 
 
 def test_full_path_decides_as_the_simulated_one():
-    """On 40 grids, worse ones among them, `compare` fails what `rates` counts as an alarm."""
+    """On 40 grids, worse ones among them, `compare` fails what `alarms` counts as an alarm."""
     decided = []
     for number in range(40):
         random = np.random.default_rng(number)
         errors, new_errors = (
-            np.exp(random.normal(2 + shift, 0.3, (rates.CELLS, n)))
+            np.exp(random.normal(2 + shift, 0.3, (alarms.CELLS, n)))
             for n, shift in ((10, 0.0), (3, 0.25))
         )
         records = [
@@ -84,7 +84,7 @@ def test_full_path_decides_as_the_simulated_one():
         ]
         verdict = compare(*records, alarm=0.05)
         values = -np.log(errors), -np.log(new_errors)
-        limit = rates.prediction_limit(
+        limit = alarms.prediction_limit(
             values[0].mean(-1), values[0].std(-1, ddof=1), 10, 1 - 0.05 / 8, "lower", 3
         )
         failed = {
@@ -97,21 +97,21 @@ def test_full_path_decides_as_the_simulated_one():
 
 @pytest.mark.parametrize(("n", "new"), [(3, 1), (10, 3), (20, 5)])
 def test_alarms_of_ten_thousand_grids_keep_the_stated_rate(n, new):
-    rate = rates.comparison_alarms(rates._normal, n, new)
-    error = np.sqrt(0.05 * 0.95 / rates.GRIDS)
-    assert rates.GRIDS >= 10_000
+    rate = alarms.comparison_alarms(alarms._normal, n, new)
+    error = np.sqrt(0.05 * 0.95 / alarms.GRIDS)
+    assert alarms.GRIDS >= 10_000
     assert rate <= module.ALARM + 3 * error
     assert rate >= 0.6 * module.ALARM  # Bonferroni is nearly exact for independent limits
 
 
 def test_alarms_of_thresholds_keep_their_rate_too():
-    rate = rates.threshold_alarms(rates._normal, 10, 3)
-    assert 0.03 <= rate <= 0.048 + 3 * np.sqrt(0.048 * 0.952 / rates.GRIDS)
+    rate = alarms.threshold_alarms(alarms._normal, 10, 3)
+    assert 0.03 <= rate <= 0.048 + 3 * np.sqrt(0.048 * 0.952 / alarms.GRIDS)
 
 
 def test_skew_that_is_left_in_breaks_the_rate():
     """Why errors are compared by their logarithms."""
-    assert rates.comparison_alarms(rates._lognormal, 10, 3) > 2 * module.ALARM
+    assert alarms.comparison_alarms(alarms._lognormal, 10, 3) > 2 * module.ALARM
 
 
 @pytest.mark.parametrize("status", ["diverged", "failed"])
