@@ -74,8 +74,8 @@ def test_what_checks_nothing_says_why():
     # unknown classes: as few as leave the baseline better than guessing
     assert "no better than guessing, 50" in limit(middle=80.0, std=0.5).blind
     assert "no better than guessing, 33.33" in limit(middle=40.0, std=0.1).blind
-    assert limit("log", "trace", 1.0, middle=2.0).blind == (
-        "it could grow from 2 to 26.19, more than 10-fold"
+    assert limit("log", "trace", 2.0, middle=2.0).blind == (
+        "it could grow from 2 to 82.08, more than 10-fold"
     )
     assert limit("log", "trace", 0.5, middle=2.0).blind is None
     assert limit("linear", "test_score", 0.5, middle=2.0).blind is None

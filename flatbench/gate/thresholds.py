@@ -128,7 +128,8 @@ def without_thresholds(protocol: Protocol, looked: Sequence[Path]) -> str:
     """
     said = (
         f"no thresholds: nothing holds {plain(protocol.name)} to a bound, since "
-        f"{' and '.join(plain(str(path)) for path in looked)} are not there"
+        f"{' and '.join(plain(str(path)) for path in looked)} "
+        f"{'is' if len(looked) == 1 else 'are'} not there"
     )
     names = (n for n in available() if load(n).common_hash() == protocol.common_hash())
     if (original := next(names, None)) is not None and original != protocol.name:
