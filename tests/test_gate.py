@@ -1,8 +1,10 @@
 import dataclasses
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 from scipy import stats as reference
 
 from flatbench import gate
@@ -15,6 +17,11 @@ from tests.synthetic import grid, record
 ROOT = Path(__file__).parents[1]
 BASELINE = grid(range(10))
 THRESHOLDS = gate.derive(BASELINE)
+BETTER = gate.derive(
+    record(row, seed=s, test_accuracy=a + s / 10)
+    for s in range(10)
+    for row, a in (("sgd", 80.0), ("sgd+sam", 90.0 + s % 3))
+)
 
 
 def of(records, measure, architecture="resnet18", optimizer="sgd"):
@@ -70,6 +77,75 @@ def test_gains_that_are_equal_but_for_rounding_bound_no_pair():
     gains = {100 * (h + 4) / 360 - 100 * h / 360 for h in hits}
     assert len(gains) > 1  # rounding has told them apart
     assert gate.derive(records).pairs == {}
+
+
+@hypothesis.given(
+    hits=st.lists(st.tuples(st.integers(300, 360), st.integers(-9, 9)), min_size=3, max_size=6),
+    examples=st.sampled_from([360, 450, 999]),
+)
+def test_gains_and_losses_that_cancel_are_no_gain(hits, examples):
+    """Counted in examples, whatever rounding makes of the percentages."""
+    records = [
+        record(row, seed=seed, test_accuracy=100 * h / examples)
+        for seed, (base, more) in enumerate(hits)
+        for row, h in (("sgd", base), ("sgd+sam", base + more))
+        if h <= examples
+    ]
+    both = [more for base, more in hits if base + more <= examples]
+    (outcome,) = gate.check_pairs(records, BETTER)
+    if len(both) < 3:
+        assert outcome.result == "can't check"
+    else:
+        assert outcome.passed == (sum(both) > 0)
+
+
+def near_the_top(seeds, worst=0):
+    """A cell whose accuracies are a few examples short of 100 %, and some reach it."""
+    hits = np.random.default_rng(0).binomial(360, 0.995, 100) - worst
+    return [record(seed=s, test_accuracy=100 * int(hits[s]) / 360) for s in seeds]
+
+
+def test_a_bound_near_the_top_counts_wrong_examples_and_survives_its_file(tmp_path):
+    made = gate.derive(near_the_top(range(10)), measures=["test_accuracy"])
+    bound = made.cells["resnet18", "sgd"].bounds["test_accuracy"]
+    assert (bound.scale, bound.offset) == ("log-error", pytest.approx(100 / 360))
+    gate.write_thresholds(tmp_path / "t.toml", made)
+    assert gate.read_thresholds(tmp_path / "t.toml") == made
+    found = [gate.check_case(r, made) for r in near_the_top(range(10, 100))]
+    assert all(outcome.passed for outcome in found)
+    worse = [gate.check_case(r, made) for r in near_the_top(range(10, 100), worst=40)]
+    assert not any(outcome.passed for outcome in worse)
+
+
+def test_a_collapse_fails_however_wide_the_bound():
+    """And is none where seeds of the baseline had it."""
+
+    def derived():
+        runs = (record(seed=s, test_accuracy=a) for s, a in enumerate(baseline))
+        return gate.derive(runs, measures=["test_accuracy"])
+
+    baseline = [92.0, 91.0, 88.0, 93.0, 85.0, 94.0, 90.0, 80.0, 92.0, 95.0]
+    made = derived()
+    bound = made.cells["resnet18", "sgd"].bounds["test_accuracy"]
+    (cell, other) = (gate.check_cells([record(test_accuracy=a)], made)[0] for a in (45.1, 45.8))
+    assert bound.limit < 45.1
+    assert cell.failed
+    assert "test_accuracy 45.1 is no more than 45.4, half of the baseline's accuracy" in cell.line
+    assert other.result == "can't check"
+    assert "half of it be lost" in other.line
+    baseline[2:4] = [40.0, 41.0]
+    assert gate.check_cells([record(test_accuracy=40.0)], derived())[0].result == "can't check"
+
+
+def test_a_mean_finds_what_no_seed_does():
+    worse = grid(range(6), means={"sgd": 86.0}, generator=1)
+    records = [r for r in worse if r.architecture == "resnet18"]
+    assert all(gate.check_case(r, THRESHOLDS).passed for r in records)
+    cell = gate.check_cells(records, THRESHOLDS)[0]
+    assert cell.failed
+    assert "over 6 seeds is below 87.03, the lower prediction bound of the mean of 6" in cell.line
+    assert "baseline: 88.68 with the error" in cell.line
+    assert "the limit finds a drop of 2.4 points 9 times out of 10" in cell.line
 
 
 def test_thresholds_survive_their_file(tmp_path):
