@@ -1,4 +1,7 @@
+import hypothesis
+import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 from flatbench.gate.limits import Limit
 from flatbench.gate.scales import LEAST_STD, Scaling, scaling_of
@@ -64,6 +67,21 @@ def limit(scale="log-error", measure="test_accuracy", std=0.2, **fields):
     return Limit(scaling, mean, std, 10, 3, 0.99, **fields)
 
 
+@hypothesis.given(
+    limit=st.sampled_from([limit(), limit(std=0.01), limit("log", "trace", 0.3, middle=2.0)]),
+    values=st.lists(st.floats(0, 100), min_size=2, max_size=3),
+    better=st.floats(0, 100),
+)
+def test_a_better_value_never_makes_a_worse_mean(limit, values, better):
+    sign = 1 if limit.scaling.measure == "test_accuracy" else -1
+    means = [
+        limit.scaling.worse * limit.mean_of([first, *values[1:]])
+        for first in (values[0], min(values[0] + sign * better, 100))
+    ]
+    assert means[1] <= means[0]
+    assert all(np.isfinite(means))
+
+
 def test_what_checks_nothing_says_why():
     assert limit().blind is None
     assert "half of it be lost" in limit(std=1.0).blind
@@ -84,8 +102,6 @@ def test_what_checks_nothing_says_why():
 
 
 def test_a_limit_finds_what_it_says_nine_times_out_of_ten():
-    import numpy as np
-
     random = np.random.default_rng(0)
     for made in (limit(), limit("log", "peak_memory", 0.01, middle=1e9, margin=0.05)):
         (found,) = made.scaling.points([made.found])

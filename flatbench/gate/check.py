@@ -15,7 +15,7 @@ from flatbench.gate.verdict import Outcome, Row, Verdict
 from flatbench.records.quantities import results_of
 from flatbench.records.record import Record
 from flatbench.records.sections import sections
-from flatbench.stats import EQUAL, without_rounding
+from flatbench.stats import EQUAL
 from flatbench.text import plain
 
 
@@ -177,7 +177,7 @@ def check_pairs(records: Iterable[Record], thresholds: Thresholds) -> list[Outco
                 )
                 outcomes.append(Outcome(name, "can't check", line))
             else:
-                gain = without_rounding([*found.values()])
+                gain = [*found.values()]
                 outcome = section.outcome
                 what = "difference" if outcome.better == "higher" else "improvement"
                 of = f"{what} in {outcome.name}"

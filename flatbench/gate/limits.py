@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 from scipy import stats
@@ -29,6 +29,7 @@ BEST = 4.0  # a value counts for no more than so many std better than the baseli
 CLASSES = {"digits": 10, "fashion-mnist": 10, "cifar10": 10, "cifar100": 100}
 
 
+@cache
 def chance(protocol: str) -> float | None:
     """Return the accuracy of guessing in a protocol that comes with flatbench; None of others."""
     classes = CLASSES.get(load(protocol).data.name) if protocol in available() else None
@@ -130,10 +131,7 @@ class Limit:
         # a tie with the collapse is one, whatever the rounding
         if self.collapse is not None and self.scaling.value(mean) <= self.collapse * (1 + EQUAL):
             return False
-        if self.point is None:
-            return True
-        rounding = EQUAL * max(abs(mean), abs(self.point), abs(self.mean))
-        return self.scaling.worse * (mean - self.point) <= rounding
+        return self.point is None or self.scaling.worse * (mean - self.point) <= 0
 
     @property
     def by_collapse(self) -> bool:
