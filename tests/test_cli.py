@@ -51,6 +51,12 @@ def test_seeds(text, expected):
     assert options.seeds(text) == expected
 
 
+@pytest.mark.parametrize("text", ["", "a", "0", "-1", "100", "nan", "inf"])
+def test_points_that_are_none(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="must be a number between 0 and 100"):
+        options.points(text)
+
+
 @pytest.mark.parametrize("text", ["", "a", "1,", "5-3", "-1", "1.5", "1--2", "²"])
 def test_seeds_that_are_none(text):
     with pytest.raises(argparse.ArgumentTypeError, match="must be a list such as"):

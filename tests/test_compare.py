@@ -13,6 +13,7 @@ from flatbench.files import write_json
 from flatbench.gate import compare as module
 from flatbench.gate.compare import against, compare, fits, read_baseline
 from flatbench.records.reading import collect
+from flatbench.records.sections import sections
 from tests import tiny
 from tests.synthetic import MEANS, grid, record
 
@@ -267,17 +268,38 @@ def test_what_collapsed_in_the_baseline_too_is_no_collapse():
 
 
 def test_runs_that_repeat_exactly_are_said_to():
-    alone = [r for r in PUBLISHED if (r.architecture, r.optimizer) == ("vgg16", "sgd")][:1]
+    alone = [record(test_accuracy=92.0, provenance={"key": "k"})]
     found = compare(alone, alone)
     assert found.result == "pass"  # however little one seed can find
     assert found.notes == (
         "digits: of 1 runs whose seeds the baseline has too, 1 repeated its results exactly",
     )
     assert all("repeated exactly" in o.line and "repeated" in o.rows[0].now for o in found.outcomes)
-    other = [dataclasses.replace(r, test_accuracy=r.test_accuracy - 0.1) for r in alone]
+    other = [dataclasses.replace(r, test_accuracy=91.9) for r in alone]
     found = compare(alone, other)
     assert found.result == "can't tell"
     assert "1 of the others had the same code and machine: something" in found.notes[1]
+    other = [dataclasses.replace(r, provenance=r.provenance | {"key": "edited"}) for r in other]
+    assert len(compare(alone, other).notes) == 1  # other code may give other numbers
+
+
+def test_the_published_seeds_of_a_cell_tell_its_spread():
+    """Of the same content only, and under seeds that the baseline lacks."""
+    cell = [r for r in PUBLISHED if (r.architecture, r.optimizer) == ("vgg16", "sgd+sam")]
+    stranger = [dataclasses.replace(cell[0], seed=999)]
+    limit = module._Spreads(sections(stranger)[0], None).limit(
+        ("vgg16", "sgd+sam"), "test_accuracy", (stranger[0].test_accuracy,), 3, 0.0
+    )
+    errors = [np.log(100 - r.test_accuracy) for r in cell]
+    assert (limit.n, limit.freedom) == (1, len(cell) - 1)
+    assert limit.std == pytest.approx(np.std(errors, ddof=1))
+    edited = [
+        dataclasses.replace(r, provenance=r.provenance | {"cell_hash": "edited"}) for r in stranger
+    ]
+    spread = module._Spreads(sections(edited)[0], None).of(("vgg16", "sgd+sam"), "test_accuracy")
+    assert spread[1] is None
+    mine = module._Spreads(sections(cell)[0], None).of(("vgg16", "sgd+sam"), "test_accuracy")
+    assert mine[1].freedom == len(cell) - 1  # those that the baseline has count once
 
 
 def test_a_measure_that_is_only_in_one_of_the_two_is_said():

@@ -112,14 +112,12 @@ def test_a_cell_is_held_by_its_mean():
 
 def test_no_thresholds_is_said_and_may_be_refused(repository):
     chosen = ("--collect-only", "-q", "--flatbench-protocol", "tiny.toml")
-    assert run(repository, "bench_mine.py", *chosen).returncode == 0
     for option, says in (
         (
             ("--flatbench-require-thresholds",),
             "ERROR: --require-thresholds: no thresholds: nothing",
         ),
         (("--flatbench-require-power", "3"), "ERROR: --require-power must have something to ask"),
-        (("--flatbench-require-power", "0"), "must be a number between 0 and 100, got '0'"),
     ):
         done = run(repository, "bench_mine.py", *chosen, *option)
         assert done.returncode == pytest.ExitCode.USAGE_ERROR

@@ -3,9 +3,10 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from flatbench.gate.limits import Limit
+from flatbench.gate.limits import Limit, chance
 from flatbench.gate.scales import LEAST_STD, Scaling, scaling_of
 from flatbench.gate.spread import PRIOR, Spread, moderated, pooled
+from flatbench.protocols.reading import load
 
 
 def test_the_pooled_spread_is_that_within_groups():
@@ -80,6 +81,12 @@ def test_a_better_value_never_makes_a_worse_mean(limit, values, better):
     ]
     assert means[1] <= means[0]
     assert all(np.isfinite(means))
+
+
+def test_guessing_is_known_of_flatbenchs_own_protocols():
+    assert chance("digits", load("digits").common_hash()) == 10
+    assert chance("digits", "another content") is None
+    assert chance("mine", load("digits").common_hash()) is None
 
 
 def test_what_checks_nothing_says_why():

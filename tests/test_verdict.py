@@ -48,8 +48,8 @@ def test_what_is_required_and_not_there_fails():
     (weak,) = module.demand(made(FINE), 4.9).failures
     assert weak.line == (
         "a/b: test_accuracy keeps its limit, but the check is too weak: it finds a drop of 5.0 "
-        "points 9 times out of 10, and --require-power 4.9 was asked for; with more seeds it would "
-        "find less"
+        "points 9 times out of 10, and --require-power 4.9 was asked for; more seeds find smaller "
+        "drops"
     )
     (blind,) = module.demand(made(FINE, BLIND), 5.0).failures
     assert blind.line == "can't check a/c: 1 seed; with --require-power 5 that is a failure"

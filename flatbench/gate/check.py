@@ -37,7 +37,7 @@ def check_case(record: Record, thresholds: Thresholds) -> Outcome:
         return Outcome(where, "passed", f"{where}: completed; has no bounds")
     measured = results_of(record)
     failures, numbers = [], []
-    guessed = chance(thresholds.protocol)
+    guessed = chance(thresholds.protocol, thresholds.common_hash)
     for measure, bound in cell.bounds.items():
         limit = _limit(measure, bound, cell.n, 1, thresholds.level, guessed)
         value = measured.get(measure)
@@ -85,7 +85,7 @@ def check_cells(records: Iterable[Record], thresholds: Thresholds) -> list[Outco
         UsageError: records that cannot share a table; see `flatbench.records.sections`.
     """
     outcomes: list[Outcome] = []
-    guessed = chance(thresholds.protocol)
+    guessed = chance(thresholds.protocol, thresholds.common_hash)
     for section in sections(records):
         if _protocol_changed(section.records[0], thresholds):
             continue

@@ -132,7 +132,7 @@ def _section(before: Section, now: Section, found: _Found) -> None:
     """Add what one protocol has to compare, what failed or can't be checked, and notes."""
     for key in ("evaluation", "common_hash"):
         _same(now.protocol, key, getattr(before, key), getattr(now, key))
-    spreads = _Spreads(before, chance(now.protocol))
+    spreads = _Spreads(before, chance(now.protocol, now.common_hash))
     found.notes += _repeated(before, now)
     for cell, records in now.cells.items():
         where = plain(f"{now.protocol}/{'/'.join(cell)}")

@@ -106,7 +106,7 @@ def demanded(outcome: Outcome, points: float | None) -> Outcome:
         found = "no drop" if math.isinf(outcome.drop) else f"a drop of {outcome.drop:.1f} points"
         line = (
             f"{outcome.name} keeps its limit, but the check is too weak: it finds {found} 9 times "
-            f"out of 10, and {asked} was asked for; with more seeds it would find less"
+            f"out of 10, and {asked} was asked for; more seeds find smaller drops"
         )
     else:
         return outcome
