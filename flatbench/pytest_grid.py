@@ -109,7 +109,7 @@ def test_against(
             f"nothing is asserted of {row} − {base}: the baseline doesn't say that it is positive"
         )
     flatbench_hold(outcomes)
-    if not any(outcome.passed for outcome in outcomes):
+    if all(outcome.result == "can't check" for outcome in outcomes):
         pytest.skip("; ".join(f"can't check: {outcome.line}" for outcome in outcomes))
 
 
