@@ -143,7 +143,7 @@ def test_a_mean_finds_what_no_seed_does():
     assert cell.failed
     assert "over 6 seeds is below 87.03, the lower prediction bound of the mean of 6" in cell.line
     assert "baseline: 88.68 with the error" in cell.line
-    assert "the limit finds a drop of 2.4 points 9 times out of 10" in cell.line
+    assert "9 times out of 10 such a limit finds a drop of 2.4 points" in cell.line
 
 
 def test_thresholds_survive_their_file(tmp_path):
@@ -371,7 +371,7 @@ def test_a_record_is_held_to_published_results():
     assert line.endswith(
         "94.13 ± 0.112 over 3 seeds, level 0.939155, "
         "the seed study (CIFAR-10, 200 epochs, batch 128); "
-        "the limit finds a drop of 0.6 points 9 times out of 10"
+        "9 times out of 10 such a limit finds a drop of 0.6 points"
     )
     changed = {"provenance": {"common_hash": "0"}, "protocol": "cifar10-paper"}
     line = failure(record("adam+sam", "vgg16", **changed), made)

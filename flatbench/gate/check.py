@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from scipy.stats import norm
 
-from flatbench.gate.limits import FOUND, Limit, chance, kept, row_of, shown
+from flatbench.gate.limits import FOUND, Limit, chance, kept, power, row_of, shown
 from flatbench.gate.scales import Scaling
 from flatbench.gate.thresholds import Bound, PairThreshold, Thresholds
 from flatbench.gate.verdict import Outcome, Row, Verdict
@@ -71,7 +71,7 @@ def _worse(where: str, value: float, limit: Limit, bound: Bound, thresholds: Thr
         what = f"{side} {shown(limit.value or 0.0)}, the {kind} prediction bound of {of}"
     return (
         f"{where} {shown(value)}{over} is {what}; baseline: {_typical(bound)} over "
-        f"{_basis(limit.n, thresholds)}; the limit finds {limit.finds} 9 times out of 10"
+        f"{_basis(limit.n, thresholds)}; {power(limit.finds)}"
     )
 
 
@@ -200,15 +200,14 @@ def _pair_outcome(
     passed = mean > EQUAL * max(map(abs, found))
     # A gain of this many std of the mean below 0 comes out below 0 at the rate of FOUND.
     drop = pair.mean + float(norm.ppf(FOUND)) * pair.std / math.sqrt(len(found))
+    finds = f"a drop of {drop:{form}}{' points' * (form == '.2f')}"
     line = (
         f"{name}: mean paired {of} {mean:+{form}} over "
         f"{len(found)} seeds is {'' if passed else 'not '}above 0; baseline: "
         f"{pair.mean:+{form}} ± {pair.std:{form}}, bound {pair.limit:+{form}}, over "
-        f"{_basis(pair.n, thresholds, thresholds.pair_level)}; the limit finds a drop of "
-        f"{drop:{form}} 9 times out of 10"
+        f"{_basis(pair.n, thresholds, thresholds.pair_level)}; {power(finds)}"
     )
-    numbers = f"{pair.mean:+{form}}", f"{mean:+{form}}", "above 0", f"a drop of {drop:{form}}"
-    rows = (Row(name, *numbers),)
+    rows = (Row(name, f"{pair.mean:+{form}}", f"{mean:+{form}}", "above 0", finds),)
     return Outcome(name, "passed" if passed else "failed", line, rows)
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from flatbench import gate
 from flatbench.errors import UsageError
-from flatbench.gate.limits import Limit, chance, kept, row_of, seeds, shown
+from flatbench.gate.limits import Limit, chance, kept, power, row_of, seeds, shown
 from flatbench.gate.scales import Scaling, scaling_of
 from flatbench.gate.spread import Spread, moderated, pooled
 from flatbench.gate.verdict import Outcome, Verdict
@@ -340,8 +340,7 @@ def _outcome(c: _Comparison) -> Outcome:
     several = f", from {shown(min(c.baseline))} to {shown(max(c.baseline))}" * (limit.n > 1)
     line = (
         f"{c.where} was {row.baseline} in the baseline ({seeds(limit.n)}{several}) and is "
-        f"{row.now} now ({seeds(limit.new)}), {beyond}; the limit finds {row.finds} 9 times out of "
-        f"10; "
+        f"{row.now} now ({seeds(limit.new)}), {beyond}; {power(row.finds)}; "
         f"level {limit.level:.6g}"
     )
     if limit.margin:

@@ -238,14 +238,17 @@ def kept(where: str, row: Row, limit: Limit) -> Outcome:
         drop = math.inf if limit.drop is None else limit.drop
     if limit.blind is not None:
         return Outcome(where, "can't check", f"{numbers}; {limit.blind}", (row,), drop)
-    return Outcome(
-        where, "passed", f"{numbers}; the limit finds {row.finds} 9 times out of 10", (row,), drop
-    )
+    return Outcome(where, "passed", f"{numbers}; {power(row.finds)}", (row,), drop)
 
 
 def shown(value: float) -> str:
     """Return a number as the gate prints it."""
     return f"{value:.4g}"
+
+
+def power(finds: str) -> str:
+    """Return, as part of a sentence, what a limit finds."""
+    return f"9 times out of 10 such a limit finds {finds}"
 
 
 def seeds(number: int) -> str:
