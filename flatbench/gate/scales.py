@@ -8,8 +8,8 @@ docs/gate.md has the skewness measured and the alarms simulated.
 
 The baseline's values alone choose the scale, so that a better value now can never move the limit.
 An error of zero has no logarithm. Where the baseline has one, one wrong example is added to every
-error: as accuracies, such errors are counts near zero, and limits for them as normal values were
-crossed four times as often as stated. A sharpness that is not above zero is taken as it is.
+error: such errors are counts near zero, and limits for them as normal values were crossed several
+times as often as stated. A sharpness that is not above zero is taken as it is.
 """
 
 from __future__ import annotations
