@@ -17,6 +17,7 @@ from flatbench.gate import compare
 from flatbench.gate.limits import Limit
 from flatbench.gate.scales import scaling_of
 from flatbench.gate.spread import PRIOR
+from flatbench.gate.verdict import Verdict
 from flatbench.records.quantities import TEST_ACCURACY, results_of
 from flatbench.records.record import Record
 from flatbench.records.sections import sections
@@ -118,30 +119,44 @@ def few_alarms(
     return float(np.mean(np.any(current.mean(-1) < limit, axis=1)))
 
 
-def resampled_alarms(
-    records: Sequence[Record], n: int, new: int, grids: int = 300, seed: int = 0
-) -> float:
-    """Return the share of comparisons that fail, of grids that are drawn from real records.
+def _drawn(
+    records: Sequence[Record], n: int, new: int, grids: int, lower: float = 0.0
+) -> Iterable[Verdict]:
+    """Yield the verdicts of comparisons between grids that are drawn from one protocol's records.
 
     Of every cell's accuracies and sharpness so many seeds are drawn without replacement, those of
-    the baseline and the new ones; nothing has changed between them. `compare` judges them.
+    the baseline and the new ones, whose accuracies are then lower by some points.
     """
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     (section,) = sections(records)
-    failed = 0
     for _ in range(grids):
         drawn: tuple[list[Record], list[Record]] = [], []
         for cell in section.cells.values():
-            runs = [
-                dataclasses.replace(r, sharpness={}, peak_memory=None, seconds=None) for r in cell
-            ]
-            chosen = random.permutation(len(runs))[: n + new]
-            for number, place in enumerate(chosen):
+            for number, place in enumerate(random.permutation(len(cell))[: n + new]):
+                run, now = cell[place], number >= n
+                accuracy = run.test_accuracy
+                if accuracy is not None and now:
+                    accuracy = max(accuracy - lower, 0.0)
                 # another name, since the published seeds of this one would be borrowed from
-                run = dataclasses.replace(runs[place], protocol="resampled")
-                drawn[number >= n].append(run)
-        failed += bool(compare.compare(*drawn).failures)
-    return failed / grids
+                changed = {"protocol": "drawn", "sharpness": {}, "test_accuracy": accuracy}
+                costs = {"peak_memory": None, "seconds": None}
+                drawn[now].append(dataclasses.replace(run, **changed, **costs))
+        yield compare.compare(*drawn)
+
+
+def drawn_alarms(records: Sequence[Record], n: int, new: int, grids: int) -> float:
+    """Return the share of comparisons that fail between grids drawn from real records."""
+    return float(np.mean([bool(v.failures) for v in _drawn(records, n, new, grids)]))
+
+
+def drawn_finds(records: Sequence[Record], n: int, new: int, lower: float, grids: int) -> float:
+    """Return how often a drop in accuracy is found in the cell in which it is found least."""
+    found: dict[str, list[bool]] = {}
+    for verdict in _drawn(records, n, new, grids, lower):
+        for outcome in verdict.outcomes:
+            if outcome.name.endswith(TEST_ACCURACY):
+                found.setdefault(outcome.name, []).append(outcome.failed)
+    return min(float(np.mean(cell)) for cell in found.values())
 
 
 def near_the_top(

@@ -106,10 +106,11 @@ def test_the_simulated_spread_is_the_gates():
             assert bool(compare(records, [new], alarm=level).failures) == failed
 
 
-def test_grids_drawn_from_real_records_keep_the_rate():
-    records = grid(range(8))
-    assert alarms.resampled_alarms(records, 4, 3, grids=40) <= 0.2
-    assert alarms.resampled_alarms(records, 4, 3, grids=3) in (0, 1 / 3, 2 / 3, 1)
+def test_grids_drawn_from_real_records_keep_the_rate_and_find_what_is_lower():
+    records = grid(range(10))
+    assert alarms.drawn_alarms(records, 4, 3, grids=30) <= 0.2
+    assert alarms.drawn_finds(records, 7, 3, 0.0, grids=10) <= 0.1
+    assert alarms.drawn_finds(records, 7, 3, 10.0, grids=10) >= 0.9
 
 
 def test_cells_vary_by_what_their_true_spreads_do():
