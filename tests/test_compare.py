@@ -304,6 +304,15 @@ def test_the_published_seeds_of_a_cell_tell_its_spread(published):
     assert mine[1].freedom == len(cell) - 1  # those that the baseline has count once
 
 
+def test_equal_sharpness_has_no_limit_and_says_so():
+    same = [record(seed=s, test_accuracy=90.0 + s, protocol="mine") for s in range(3)]
+    (sharpness,) = compare(same, [record(seed=9, protocol="mine")]).blind
+    assert sharpness.line == (
+        "mine/resnet18/sgd: sam_sharpness 0.1 over 1 seed has no limit; baseline: 0.1 over 3 "
+        "seeds; the baseline's 3 seeds with one and the same value cannot tell the spread"
+    )
+
+
 def test_a_measure_that_is_only_in_one_of_the_two_is_said():
     new = [dataclasses.replace(r, sharpness={"trace": 1.0}) for r in grid(generator=3)]
     for records, why in (((BASELINE, new), "in the baseline"), ((new, BASELINE), "now")):
@@ -367,7 +376,7 @@ def test_no_flatter_minimum_turns_a_pass_into_a_failure(baseline, current, bette
     now=st.integers(1, 3),
 )
 def test_equal_accuracies_are_equal_whatever_their_rounding(hits, examples, now):
-    """Where a spread is known to be none, the limit is the mean itself: a tie keeps it."""
+    """Then they tell no spread; and a cost's limit, which has a margin, is kept by a tie."""
     value = 100 * hits[0] / examples
     near = [value * (1 + sign * 1e-15) for sign in range(-5, 5)]
     baseline = [record(seed=s, test_accuracy=v, **ALONE) for s, v in enumerate(near)]

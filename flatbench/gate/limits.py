@@ -230,7 +230,8 @@ def kept(where: str, row: Row, limit: Limit) -> Outcome:
         limit: the limit that they keep.
     """
     numbers = (
-        f"{where} {row.now} over {seeds(limit.new)} is {row.limit}; baseline: "
+        f"{where} {row.now} over {seeds(limit.new)} "
+        f"{'has no limit' if limit.value is None else f'is {row.limit}'}; baseline: "
         f"{row.baseline} over {seeds(limit.n)}"
     )
     drop = None
