@@ -1,106 +1,44 @@
 """How often the gates fail without a regression, and what they find: the numbers of docs/gate.md.
 
-``python -m docs.rates RECORDS`` prints that page. It simulates 10,000 grids for every kind of
-spread, from fixed random seeds, and takes powers from the noncentral t distribution.
+``python -m docs.rates RECORDS`` prints that page. `docs.alarms` simulates the false alarms; powers
+are those of the noncentral t distribution.
 """
 
 from __future__ import annotations
 
-import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 from tabulate import tabulate
 
+from docs.alarms import (
+    CELLS,
+    GRIDS,
+    MEASURES,
+    SPREADS,
+    SPREADS_OF_CELLS,
+    cells_vary,
+    comparison_alarms,
+    conditional_alarms,
+    drawn_alarms,
+    drawn_finds,
+    few_alarms,
+    near_the_top,
+    threshold_alarms,
+)
 from flatbench import gate
 from flatbench.gate import compare
-from flatbench.gate.scales import scale_of, scaled, unscaled
-from flatbench.records.quantities import SAM_SHARPNESS, TEST_ACCURACY, Scale, results_of
+from flatbench.gate.scales import Scaling, scaling_of
+from flatbench.gate.spread import PRIOR
+from flatbench.records.quantities import SAM_SHARPNESS, TEST_ACCURACY, Scale, quantity, results_of
 from flatbench.records.reading import collect
 from flatbench.records.record import Record
 from flatbench.records.sections import sections
-from flatbench.stats import FloatArray, detectable_shift, prediction_limit
+from flatbench.stats import detectable_shift, prediction_limit
 from flatbench.text import ranges
-
-GRIDS = 10_000
-CELLS = 8  # 4 rows x 2 architectures
-MEASURES = 2  # test accuracy, sam_sharpness
-
-Draw = Callable[[np.random.Generator, tuple[int, ...]], FloatArray]
-
-
-def _normal(random: np.random.Generator, shape: tuple[int, ...]) -> FloatArray:
-    return random.standard_normal(shape)
-
-
-def _lognormal(random: np.random.Generator, shape: tuple[int, ...]) -> FloatArray:
-    return -np.exp(0.25 * random.standard_normal(shape))
-
-
-def _heavy(random: np.random.Generator, shape: tuple[int, ...]) -> FloatArray:
-    return random.standard_t(5, shape)
-
-
-def _rounded(random: np.random.Generator, shape: tuple[int, ...]) -> FloatArray:
-    return np.round(random.standard_normal(shape) * 4) / 4
-
-
-def _outliers(random: np.random.Generator, shape: tuple[int, ...]) -> FloatArray:
-    return random.standard_normal(shape) - 5.0 * (random.random(shape) < 0.02)
-
-
-# Values stand for a measure on its scale, turned so that lower is worse.
-SPREADS: dict[str, Draw] = {
-    "normal on the scale used": _normal,
-    "rounded to a quarter of its std": _rounded,
-    "log-normal errors, had they not been put on a logarithmic scale": _lognormal,
-    "heavy-tailed (Student's t, 5 degrees of freedom)": _heavy,
-    "one seed in 50 lost by 5 std": _outliers,
-}
-
-
-def comparison_alarms(
-    draw: Draw, n: int, new: int, alarm: float = compare.ALARM, grids: int = GRIDS, seed: int = 0
-) -> float:
-    """Return the share of grids without a regression that `compare.compare` would fail."""
-    baseline, current = _draw(draw, n, new, grids, seed)
-    level = 1 - alarm / (CELLS * MEASURES)
-    limit = prediction_limit(baseline.mean(-1), baseline.std(-1, ddof=1), n, level, "lower", new)
-    return float(np.mean(np.any(current.mean(-1) < limit, axis=1)))
-
-
-def threshold_alarms(
-    draw: Draw, n: int, new: int, level: float = gate.LEVEL, grids: int = GRIDS, seed: int = 0
-) -> float:
-    """Return the share of grids without a regression in which `gate.check_case` fails a case."""
-    baseline, current = _draw(draw, n, new, grids, seed)
-    limit = prediction_limit(baseline.mean(-1), baseline.std(-1, ddof=1), n, level, "lower")
-    return float(np.mean(np.any(current < limit[..., None], axis=(1, 2))))
-
-
-def _draw(draw: Draw, n: int, new: int, grids: int, seed: int) -> tuple[FloatArray, FloatArray]:
-    """Return (grids, cells x measures, seeds) values of a baseline and of a new grid."""
-    random = np.random.default_rng(seed)
-    shape = (grids, CELLS * MEASURES)
-    return draw(random, (*shape, n)), draw(random, (*shape, new))
-
-
-def conditional_alarms(
-    n: int, new: int, baselines: int = GRIDS, seed: int = 0
-) -> tuple[float, float]:
-    """Return the median and the 90 % quantile, over baselines, of a comparison's alarm rate.
-
-    Seeds are normal. A baseline serves many grids, and an unlucky one alarms more often.
-    """
-    baseline, _ = _draw(_normal, n, 1, baselines, seed)
-    level = 1 - compare.ALARM / (CELLS * MEASURES)
-    limit = prediction_limit(baseline.mean(-1), baseline.std(-1, ddof=1), n, level, "lower", new)
-    kept = stats.norm.sf(limit * math.sqrt(new))
-    rates = 1 - kept.prod(axis=1)
-    return float(np.median(rates)), float(np.quantile(rates, 0.9))
 
 
 def detectable_by_cases(
@@ -137,29 +75,82 @@ def skewness(records: Iterable[Record]) -> list[tuple[str, float, float]]:
     found = []
     for name, measure, scale, sign in turned:
         values = [[run[measure] for run in cell if measure in run] for cell in cells]
-        fitting = [v for v in values if v and scale_of(measure, v) != "linear"]
-        skews = [sign * float(stats.skew(scaled(v, scale), bias=False)) for v in fitting]
+        logarithmic = Scaling(measure, quantity(measure).scale)
+        fitting = [v for v in values if v and scaling_of(measure, v) == logarithmic]
+        points = [Scaling(measure, scale).points(v) for v in fitting]
+        skews = [sign * float(stats.skew(p, bias=False)) for p in points]
         found.append((name, float(np.mean(skews)), float(stats.sem(skews))))
     return found
 
 
-def page(records: Sequence[Record]) -> str:
-    """Return docs/gate.md, with the digits baseline's records."""
+def page(records: Sequence[Record], grids: int = GRIDS) -> str:
+    """Return docs/gate.md, with the digits baseline's records, from so many simulated grids."""
     counts, news = (3, 5, 10, 12, 20, 30), (1, 3, 5, 10)
     level = 1 - compare.ALARM / (CELLS * MEASURES)
     power = [[n, *(f"{detectable_shift(n, level, new):.1f}" for new in news)] for n in counts]
     thresholds = gate.derive(records)
     return _PAGE.format(
-        grids=f"{GRIDS:,}",
+        grids=f"{grids:,}",
+        top_grids=f"{grids // 10:,}",
+        drawn_grids=f"{grids // 50:,}",
         alarm=_percent(compare.ALARM),
         limits=CELLS * MEASURES,
         level=f"{level:.6g}",
         case_level=f"{gate.LEVEL:g}",
         case_alarm=_percent((1 - gate.LEVEL) * CELLS * MEASURES * 3),
-        rates=_table(("spread of the seeds", "comparison", "thresholds"), _rates()),
+        mean_alarm=_percent((1 - gate.LEVEL) * CELLS * MEASURES),
+        half=_percent(compare.ALARM / 2),
+        half_cases=_percent((1 - gate.LEVEL) * CELLS * 3),
+        prior=PRIOR,
+        top=_table(
+            ("true error, test part", "comparison", "thresholds"),
+            [
+                [
+                    f"{error:g} %, {examples} examples",
+                    *map(_percent, near_the_top(error, examples, 10, 3, grids // 10)),
+                ]
+                for examples in (360, 630, 10_000)
+                for error in (0.1, 0.5, 2.0)
+            ],
+        ),
+        few=_table(
+            ("true spread", *(f"{n} seeds{alone}" for n in (2, 3, 5) for alone in ("", ", alone"))),
+            [
+                [name]
+                + [
+                    _percent(few_alarms(spreads, n, 3, borrow=borrow, grids=grids))
+                    for n in (2, 3, 5)
+                    for borrow in (True, False)
+                ]
+                for name, spreads in SPREADS_OF_CELLS.items()
+            ],
+        ),
+        few_power=_table(
+            (
+                "baseline seeds",
+                *(f"{new} new{alone}" for new in (3, 6) for alone in ("", ", alone")),
+            ),
+            [
+                [n]
+                + [
+                    f"{detectable_shift(n, level, new, freedom):.1f}"
+                    for new in (3, 6)
+                    for freedom in (n - 1 + PRIOR, n - 1)
+                ]
+                for n in (2, 3, 5, 9)
+            ],
+        ),
+        resampled=_table(
+            ("baseline seeds", "comparison with 3 new seeds"),
+            [
+                [n, _percent(drawn_alarms(records, n, 3, grids // 50))]
+                for n in (2, 3, 5, len(thresholds.seeds) - 3)
+            ],
+        ),
+        rates=_table(("spread of the seeds", "comparison", "thresholds"), _rates(grids)),
         conditional=_table(
             ("baseline seeds", "median", "one baseline in ten above"),
-            [[n, *map(_percent, conditional_alarms(n, 3))] for n in (3, 10, 12, 20, 30)],
+            [[n, *map(_percent, conditional_alarms(n, 3, grids))] for n in (3, 10, 12, 20, 30)],
         ),
         skewness=_table(
             ("of", "mean skewness ± standard error"),
@@ -174,19 +165,34 @@ def page(records: Sequence[Record]) -> str:
             ],
         ),
         digits=digits_table(thresholds),
+        drawn_finds=_table(
+            ("baseline and new seeds", *(f"{points} points" for points in (2, 3, 5, 10))),
+            [
+                [f"{len(thresholds.seeds) - new} and {new}"]
+                + [
+                    _percent(
+                        drawn_finds(records, len(thresholds.seeds) - new, new, points, grids // 50)
+                    )
+                    for points in (2, 3, 5, 10)
+                ]
+                for new in (3, 6)
+            ],
+        ),
         runs=len(records),
         seeds=ranges(thresholds.seeds),
-        commit=thresholds.commit,
+        code=thresholds.code,
+        varies="{:.2f} ± {:.2f}".format(*cells_vary(records)),
+        varies_assumed=f"{float(special.polygamma(1, PRIOR / 2)):.2f}",
         n=len(thresholds.seeds),
     )
 
 
-def _rates() -> Iterable[list[str]]:
+def _rates(grids: int) -> Iterable[list[str]]:
     for name, draw in SPREADS.items():
         yield [
             name,
-            _percent(comparison_alarms(draw, 10, 3)),
-            _percent(threshold_alarms(draw, 10, 3)),
+            _percent(comparison_alarms(draw, 10, 3, grids=grids)),
+            _percent(threshold_alarms(draw, 10, 3, grids=grids)),
         ]
 
 
@@ -199,18 +205,23 @@ def digits_table(thresholds: gate.Thresholds) -> str:
         if bound is None:
             continue
         by_mean = detectable_shift(cell.n, level, thresholds.grid_seeds)
+        by_cell = detectable_shift(cell.n, thresholds.level, thresholds.grid_seeds)
         by_case = detectable_by_cases(cell.n, thresholds.grid_seeds, thresholds.level)
-        worse = 1 if bound.scale == "log-error" else -1
+        scaling = Scaling(TEST_ACCURACY, bound.scale, bound.offset)
         middle, *shifted = (
-            unscaled(bound.mean + worse * shift * bound.std, bound.scale)
-            for shift in (0.0, by_mean, by_case)
+            scaling.value(bound.mean + scaling.worse * shift * bound.std)
+            for shift in (0.0, by_mean, by_cell, by_case)
         )
         rows.append(
             [f"{architecture} {row}", f"{middle:.1f}", f"{bound.limit:.1f}"]
             + [f"{middle - value:.1f}" for value in shifted]
         )
     return _table(
-        ("cell", "accuracy (%)", "one seed's bound", "drop: comparison", "drop: thresholds"), rows
+        (
+            *("cell", "accuracy (%)", "one seed's bound"),
+            *("drop: comparison", "drop: mean", "drop: thresholds"),
+        ),
+        rows,
     )
 
 
@@ -233,14 +244,21 @@ _PAGE = """\
 # What the gates find, and how often they are wrong
 
 Made by `python -m docs.rates RECORDS > docs/gate.md`; not edited by hand. RECORDS: the {runs}
-runs of digits with seeds {seeds} (commit {commit}) that the thresholds are derived from.
+runs of digits with seeds {seeds} ({code}) that the thresholds are derived from.
 
 There are two gates. **Thresholds** (`benchmarks/thresholds/*.toml`) hold every case of a grid, one
-seed at a time, to bounds at level {case_level}. A **comparison** (`flatbench compare`, `--gate`)
-holds every cell's mean over the seeds to limits whose level is set from the wanted rate of false
-alarms, by default {alarm} for all limits together: {limits} limits, at level {level} each. Both are
-one-sided prediction limits for values that are normal on the measure's scale: the logarithm of the
-sharpness, and of the error, 100 − accuracy.
+seed at a time, to bounds at level {case_level}, and the mean over a cell's seeds to a limit at that
+level. A **comparison** (`flatbench compare`, `--gate`) holds every cell's mean over the seeds to
+limits whose level is set from the wanted rate of false alarms, by default {alarm} for all limits
+together. The accuracies have half of it, however many other measures share the other half: with 8
+cells, level {level}. All are one-sided prediction limits for values that are normal on the
+measure's scale: the logarithm of the sharpness, and of the error, 100 − accuracy.
+
+A limit finds drops of some size, and the gate says of which: **pass** means that every check could
+have failed, and none did. A check **can't tell** if half of the accuracy could be lost, a positive
+measure could grow more than tenfold, or nothing tells its spread. `--require-power POINTS` makes a
+failure of such a check, and of one of a cell's accuracy that finds a drop of so many points less
+often than 9 times out of 10.
 
 ## The scale
 
@@ -252,8 +270,8 @@ Skewness of the {runs} runs, mean over the cells; below zero: skewed to the bad 
 
 Share of {grids} simulated grids (4 rows × 2 architectures, test accuracy and sharpness, 10 baseline
 seeds, 3 new ones) that fail although nothing has changed. Each grid has its own baseline. Stated:
-at most {alarm} for a comparison; at most {case_alarm} for thresholds (asserted pairs add at most
-1 % each).
+at most {alarm} for a comparison; at most {case_alarm} for thresholds, for the seeds one by one
+(their means add at most {mean_alarm}, and asserted pairs 1 % each).
 
 {rates}
 
@@ -267,7 +285,43 @@ higher; of a comparison with 3 new seeds:
 {conditional}
 
 A grid trained with the same seeds by the same code on the same machine gives the same numbers and
-raises no alarm; the rates speak of grids that differ by chance.
+raises no alarm, and the gate says that it repeated exactly; the rates speak of grids that differ by
+chance.
+
+### Near 100 % accuracy
+
+A test part is finite, and near the top its accuracies are a few counts. Of one measure, the
+accuracy, in 8 cells of 10 baseline seeds and 3 new ones, {top_grids} grids; stated: at most {half}
+for a comparison, {half_cases} for thresholds.
+
+{top}
+
+Where a baseline has an accuracy of 100 %, one wrong example is added to every error before its
+logarithm. Such accuracies taken as they are, as they once were, failed far more grids than stated.
+
+## Few seeds
+
+A comparison takes what baseline there is. Cells with fewer than 10 seeds borrow: the variances of
+the other cells, pooled, count for {prior} degrees of freedom beside the cell's own. Seeds of the
+protocol's published records that the baseline lacks tell the spread, too. Share of {grids}
+simulated grids, of one measure and 3 new seeds, that fail without a regression, stated: at most
+{half}; "alone" is without borrowing.
+
+{few}
+
+The logarithms of the cells' variances vary by {varies} beyond chance in the {runs} runs (mean
+over the measures ± standard error), and by {varies_assumed} in the middle row.
+
+And of grids that are drawn from the {runs} real runs, of accuracy and sharpness, stated: at most
+{alarm}; {drawn_grids} grids each:
+
+{resampled}
+
+What borrowing buys is the smallest drop that is found 9 times out of 10, in standard deviations:
+
+{few_power}
+
+A cell whose accuracy is half of its baseline's or less fails with any number of seeds, even one.
 
 ## Power
 
@@ -285,8 +339,14 @@ In percentage points of test accuracy, for the digits grid with {n} baseline see
 
 {digits}
 
-Three baseline seeds find next to nothing: with 2 degrees of freedom the limit lies so far out that
-only a collapse crosses it. Ten are the least that thresholds are made from.
+"One seed's bound" is that of a case, "drop: thresholds" what any of its 3 cases finds; the mean
+over them, which thresholds hold as well, finds "drop: mean". Ten seeds are the least that
+thresholds are made from.
+
+How often a comparison finds a drop in the cell in which it finds it least, in {drawn_grids} grids
+drawn from the {runs} real runs, whose new accuracies were then lowered:
+
+{drawn_finds}
 """
 
 

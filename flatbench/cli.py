@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from flatbench import __version__
 from flatbench.errors import UsageError
-from flatbench.options import MACHINE, RESULTS, SELECTION, TRAINING, add, assignment, names
+from flatbench.options import GATE, MACHINE, RESULTS, SELECTION, TRAINING, add, assignment, names
 from flatbench.protocols.cases import Case, from_id, grid
 from flatbench.protocols.reading import available, load
 from flatbench.records.quantities import outcome_of, value_of
@@ -135,6 +135,7 @@ def _reading_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
     compare.add_argument("current", nargs="+", type=Path, help="JSON files, or folders of them")
     compare.add_argument("--alarm", type=float, help="false-alarm rate of all limits together")
     compare.add_argument("--summary", type=Path, help="write every check here as markdown")
+    add(compare.add_argument, GATE)
     compare.set_defaults(command=_compare)
 
     landscape = commands.add_parser("landscape", help="draw the loss around finished cases")
@@ -294,6 +295,7 @@ def _compare(options: argparse.Namespace) -> int:
     alarm = compare.ALARM if options.alarm is None else options.alarm
     baseline = compare.read_baseline(options.baseline)
     found = compare.against(baseline, reading.collect(options.current), alarm)
+    found = verdict.demand(found, options.require_power)
     print(verdict.text(found))
     summary = verdict.markdown(found)
     verdict.add_to_step_summary(summary)

@@ -38,6 +38,17 @@ def count(text: str) -> int:
     return int(text)
 
 
+def points(text: str) -> float:
+    """Parse a number of points of accuracy above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 100:
+        raise argparse.ArgumentTypeError(f"must be a number between 0 and 100, got {text!r}")
+    return value
+
+
 def natural(text: str) -> int:
     """Parse a whole number of at least 0."""
     if not _is_whole(text):
@@ -77,6 +88,14 @@ TRAINING: Final[Options] = {
     "workers": {"type": count, "help": "processes (default: one a core, or one a GPU)"},
     "keep-weights": {"action": "store_true", "help": "keep the final weights"},
 }
+GATE: Final[Options] = {
+    "require-power": {
+        "type": points,
+        "metavar": "POINTS",
+        "help": "fail unless every check could have failed, and finds in each cell a drop in "
+        "accuracy of so many points 9 times out of 10",
+    },
+}
 GRID: Final[Options] = {
     "resume": {"action": "store_true", "help": "take finished cases, and go on with killed ones"},
     "thresholds": {
@@ -84,12 +103,16 @@ GRID: Final[Options] = {
         "help": "default: benchmarks/thresholds/PROTOCOL.toml, or PROTOCOL.thresholds.toml beside "
         "the protocol, where one of them is there",
     },
+    "require-thresholds": {
+        "action": "store_true",
+        "help": "refuse to run where no thresholds are there, instead of saying so",
+    },
     "gate": {
         "type": Path,
         "help": "compare the grid with this baseline: records, or thresholds",
     },
 }
-PYTEST: Final = (SELECTION, MACHINE, RESULTS, TRAINING, GRID)
+PYTEST: Final = (SELECTION, MACHINE, RESULTS, TRAINING, GRID, GATE)
 
 
 def add(to: Callable[..., object], *groups: Options) -> None:

@@ -8,7 +8,7 @@ that they meet nobody else's. Nothing heavy is imported before a test of the gri
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from flatbench.execution import Run
     from flatbench.gate import Thresholds
     from flatbench.gate.compare import Baseline
+    from flatbench.gate.verdict import Outcome
     from flatbench.protocols.cases import Case
     from flatbench.protocols.protocol import Protocol
     from flatbench.records.record import Record
@@ -33,6 +34,8 @@ WANTED: pytest.StashKey[Sequence[Case]] = pytest.StashKey()  # what the options 
 GRID: pytest.StashKey[Sequence[Case]] = pytest.StashKey()  # what -k and -m have left of it
 THRESHOLDS: pytest.StashKey[Thresholds | None] = pytest.StashKey()
 BASELINE: pytest.StashKey[Baseline | None] = pytest.StashKey()
+HELD: pytest.StashKey[list[Outcome]] = pytest.StashKey()  # every check that was made
+NOTES: pytest.StashKey[list[str]] = pytest.StashKey()  # what was not checked
 MISTAKE: pytest.StashKey[str] = pytest.StashKey()  # in an option or in a file that it names
 RUN: pytest.StashKey[Run] = pytest.StashKey()
 
@@ -63,7 +66,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    wanted = {"flatbench_case", "flatbench_compared"} & set(metafunc.fixturenames)
+    ours = {"flatbench_case", "flatbench_cell", "flatbench_compared"}
+    wanted = ours & set(metafunc.fixturenames)
     if not wanted:
         return
     config = metafunc.config
@@ -80,10 +84,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "flatbench_case" in wanted:
         metafunc.parametrize("flatbench_case", cases, ids=lambda case: case.id.replace("/", "-"))
     else:
-        cells = dict.fromkeys((case.architecture, case.optimizer) for case in cases)
-        compared = [cell for cell in cells if config.stash[PROTOCOL].base_of(cell[1])]
-        labels = ["-".join((config.stash[PROTOCOL].name, *cell)) for cell in compared]
-        metafunc.parametrize("flatbench_compared", compared, ids=labels)
+        (name,) = wanted
+        cells = [*dict.fromkeys((case.architecture, case.optimizer) for case in cases)]
+        if name == "flatbench_compared":
+            cells = [cell for cell in cells if config.stash[PROTOCOL].base_of(cell[1])]
+        labels = ["-".join((config.stash[PROTOCOL].name, *cell)) for cell in cells]
+        metafunc.parametrize(name, cells, ids=labels)
 
 
 def _read(config: pytest.Config) -> None:
@@ -99,8 +105,15 @@ def _read(config: pytest.Config) -> None:
 
     settings = load(_option(config, "protocol"))
     config.stash[PROTOCOL] = settings
+    config.stash[HELD], config.stash[NOTES] = [], []
     config.stash[THRESHOLDS] = _thresholds(config, settings)
     config.stash[BASELINE] = _baseline(config, settings)
+    if config.stash[THRESHOLDS] is config.stash[BASELINE] is None and _option(
+        config, "require_power"
+    ):
+        raise UsageError(
+            f"--require-power must have something to ask it of: {config.stash[NOTES][0]}"
+        )
     chosen = (_option(config, name) for name in ("architectures", "optimizers", "seeds"))
     config.stash[WANTED] = grid(settings, *chosen)
 
@@ -123,7 +136,13 @@ def _thresholds(config: pytest.Config, settings: Protocol) -> Thresholds | None:
         settings.folder / f"{settings.name}.thresholds.toml",
     )
     path = given or next((path for path in usual if path.exists()), None)
-    return None if path is None else gate.read_thresholds(path)
+    if path is not None:
+        return gate.read_thresholds(path)
+    missing = gate.without_thresholds(settings, usual)
+    if _option(config, "require_thresholds"):
+        raise UsageError(f"--require-thresholds: {missing}")
+    config.stash[NOTES].append(missing)
+    return None
 
 
 def _baseline(config: pytest.Config, settings: Protocol) -> Baseline | None:
@@ -228,6 +247,25 @@ def flatbench_baseline(request: pytest.FixtureRequest) -> Baseline | None:
 
 
 @pytest.fixture
+def flatbench_hold(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Keep checks for the closing line, and fail with those that failed."""
+    from flatbench.gate import verdict
+
+    config = request.config
+
+    def hold(outcomes: Iterable[Outcome], notes: Iterable[str] = ()) -> None:
+        points = _option(config, "require_power")
+        found = [verdict.demanded(outcome, points) for outcome in outcomes]
+        config.stash[HELD] += found
+        config.stash[NOTES] += notes
+        lines = [outcome.line for outcome in found if outcome.failed]
+        if lines:
+            pytest.fail("\n".join(lines), pytrace=False)
+
+    return hold
+
+
+@pytest.fixture
 def flatbench_record_of(request: pytest.FixtureRequest) -> Callable[[Case], Record]:
     """Wait for a case's record; a terminal sees a live line meanwhile, even without -s."""
     from flatbench import execution
@@ -274,3 +312,14 @@ def pytest_terminal_summary(
     terminalreporter.write_sep("=", "flatbench")
     terminalreporter.write_line(report.render(records, protocols=protocols, brief=True))
     terminalreporter.write_line(f"every measure and test: {path}")
+    terminalreporter.write_line(_said(config))
+
+
+def _said(config: pytest.Config) -> str:
+    """Return what was held to a baseline; the verdict is the last line."""
+    from flatbench.gate import compare, verdict
+
+    gates = config.stash[THRESHOLDS], config.stash[BASELINE]
+    rate = sum(compare.rate_of(gate) for gate in gates if gate is not None)
+    held, notes = config.stash[HELD], config.stash[NOTES]
+    return verdict.text(verdict.Verdict("gate", tuple(held), tuple(notes), rate), brief=True)

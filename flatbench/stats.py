@@ -74,35 +74,51 @@ def prediction_bound(values: Sequence[float], level: float, side: Side, new: int
 
 
 def prediction_limit(
-    mean: Numbers, std: Numbers, n: int, level: float, side: Side, new: int = 1
+    mean: Numbers,
+    std: Numbers,
+    n: int,
+    level: float,
+    side: Side,
+    new: int = 1,
+    freedom: int | None = None,
 ) -> Numbers:
     """Return the bound from the mean and sample std of ``n`` values; element-wise for arrays.
 
     It is mean ∓ t(level, n − 1) · s · sqrt(1/new + 1/n), the exact one-sided prediction limit for
-    independent normal values (Hahn & Meeker, Statistical Intervals, 1991, section 4.8).
+    independent normal values (Hahn & Meeker, Statistical Intervals, 1991, section 4.8). Where the
+    std comes from more than these values, ``freedom`` is its degrees of freedom.
     """
-    reach = _t_quantile(level, n) * math.sqrt(1 / new + 1 / n) * std
+    quantile = float(stats.t.ppf(level, n - 1 if freedom is None else freedom))
+    reach = quantile * math.sqrt(1 / new + 1 / n) * std
     return mean - reach if side == "lower" else mean + reach
 
 
-def detection_rate(shift: float, n: int, level: float, new: int = 1) -> float:
+def detection_rate(
+    shift: float, n: int, level: float, new: int = 1, freedom: int | None = None
+) -> float:
     """Return the probability that a shift for the worse, in standard deviations, crosses the limit.
 
     For normal values whose spread stays, the difference of the two means over
-    s · sqrt(1/new + 1/n) is noncentral t with n − 1 degrees of freedom.
+    s · sqrt(1/new + 1/n) is noncentral t with the degrees of freedom of s.
     """
+    freedom = n - 1 if freedom is None else freedom
     noncentrality = shift / math.sqrt(1 / new + 1 / n)
-    return float(stats.nct.sf(_t_quantile(level, n), n - 1, noncentrality))
+    return float(stats.nct.sf(stats.t.ppf(level, freedom), freedom, noncentrality))
 
 
-def detectable_shift(n: int, level: float, new: int = 1, rate: float = 0.9) -> float:
+@functools.cache
+def detectable_shift(
+    n: int, level: float, new: int = 1, freedom: int | None = None, rate: float = 0.9
+) -> float:
     """Return the smallest shift, in standard deviations, that is found at this rate."""
     highest = 1.0
-    while detection_rate(highest, n, level, new) < rate:
+    while detection_rate(highest, n, level, new, freedom) < rate:
         highest *= 2
-    return float(
-        optimize.brentq(lambda shift: detection_rate(shift, n, level, new) - rate, 0, highest)
-    )
+
+    def missed(shift: float) -> float:
+        return detection_rate(shift, n, level, new, freedom) - rate
+
+    return float(optimize.brentq(missed, 0, highest))
 
 
 def _t_quantile(probability: float, n: int) -> float:

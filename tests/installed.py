@@ -88,8 +88,9 @@ def test_the_thresholds_name_version_and_sources(thresholds):
 def test_the_project_passes_its_gate(programs, project, thresholds):
     code, said = grid(programs, project)
     assert code == 0, said
-    # three rows by three seeds; a pair of which nothing is asserted is skipped, and says so
-    assert "9 passed" in said or "10 passed" in said or "11 passed" in said
+    # three rows by three seeds, and their means; a pair of which nothing is asserted is skipped
+    assert any(f"{number} passed" in said for number in (12, 13, 14))
+    assert "gate: pass" in said or "gate: can't tell" in said
     assert "no thresholds" not in said
     assert (project / "results" / "mine" / "report.md").exists()
 

@@ -52,6 +52,12 @@ def test_seeds(text, expected):
     assert options.seeds(text) == expected
 
 
+@pytest.mark.parametrize("text", ["", "a", "0", "-1", "100", "nan", "inf"])
+def test_points_that_are_none(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="must be a number between 0 and 100"):
+        options.points(text)
+
+
 @pytest.mark.parametrize("text", ["", "a", "1,", "5-3", "-1", "1.5", "1--2", "²"])
 def test_seeds_that_are_none(text):
     with pytest.raises(argparse.ArgumentTypeError, match="must be a list such as"):
@@ -234,7 +240,13 @@ def test_compare_exits_0_or_1_and_reports_where_it_is_told(tmp_path, capsys, mon
     same = write(tmp_path / "same", grid(range(3), generator=3))
     worse = write(tmp_path / "worse", grid(range(3), means=MEANS | {"adam": 50.0}))
     assert cli.main(["compare", str(baseline), str(same)]) == 0
-    assert "0 of 16 checks failed" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "pass: none of 16 checks failed" in said.splitlines()[-1]
+    assert "digits/vgg16/adam: test_accuracy" in said  # with what it was, is, may be, and finds
+    power = ["compare", str(baseline), str(same), "--require-power"]
+    assert cli.main([*power, "20"]) == 0
+    assert cli.main([*power, "2"]) == 1
+    assert "the check is too weak: it finds a drop of" in capsys.readouterr().out
     summary = tmp_path / "summary.md"
     assert cli.main(["compare", str(baseline), str(worse), "--summary", str(summary)]) == 1
     assert "FAILED digits/vgg16/adam: test_accuracy" in capsys.readouterr().out

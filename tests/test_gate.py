@@ -1,13 +1,14 @@
 import dataclasses
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 from scipy import stats as reference
 
 from flatbench import gate
 from flatbench.errors import UsageError
-from flatbench.gate.verdict import Outcome
 from flatbench.protocols.reading import load
 from flatbench.stats import prediction_bound
 from tests import tiny
@@ -16,6 +17,11 @@ from tests.synthetic import grid, record
 ROOT = Path(__file__).parents[1]
 BASELINE = grid(range(10))
 THRESHOLDS = gate.derive(BASELINE)
+BETTER = gate.derive(
+    record(row, seed=s, test_accuracy=a + s / 10)
+    for s in range(10)
+    for row, a in (("sgd", 80.0), ("sgd+sam", 90.0 + s % 3))
+)
 
 
 def of(records, measure, architecture="resnet18", optimizer="sgd"):
@@ -73,6 +79,73 @@ def test_gains_that_are_equal_but_for_rounding_bound_no_pair():
     assert gate.derive(records).pairs == {}
 
 
+@hypothesis.given(
+    gains=st.lists(st.integers(-9, 9), min_size=2, max_size=5),
+    balance=st.sampled_from([-1, 0, 0, 1]),
+    base=st.lists(st.integers(200, 300), min_size=6, max_size=6),
+    examples=st.sampled_from([360, 450, 999]),
+)
+def test_gains_and_losses_that_cancel_are_no_gain(gains, balance, base, examples):
+    """Counted in examples, whatever rounding makes of the percentages."""
+    gains = [*gains, balance - sum(gains)]
+    records = [
+        record(row, seed=seed, test_accuracy=100 * (hits + more) / examples)
+        for seed, (hits, gain) in enumerate(zip(base, gains, strict=False))
+        for row, more in (("sgd", 0), ("sgd+sam", gain))
+    ]
+    (outcome,) = gate.check_pairs(records, BETTER)
+    assert outcome.passed == (balance > 0)
+
+
+def near_the_top(seeds, worst=0):
+    """A cell whose accuracies are a few examples short of 100 %, and some reach it."""
+    hits = np.random.default_rng(0).binomial(360, 0.995, 100) - worst
+    return [record(seed=s, test_accuracy=100 * int(hits[s]) / 360) for s in seeds]
+
+
+def test_a_bound_near_the_top_counts_wrong_examples_and_survives_its_file(tmp_path):
+    made = gate.derive(near_the_top(range(10)), measures=["test_accuracy"])
+    bound = made.cells["resnet18", "sgd"].bounds["test_accuracy"]
+    assert (bound.scale, bound.offset) == ("log-error", pytest.approx(100 / 360))
+    gate.write_thresholds(tmp_path / "t.toml", made)
+    assert gate.read_thresholds(tmp_path / "t.toml") == made
+    found = [gate.check_case(r, made) for r in near_the_top(range(10, 100))]
+    assert all(outcome.passed for outcome in found)
+    worse = [gate.check_case(r, made) for r in near_the_top(range(10, 100), worst=40)]
+    assert not any(outcome.passed for outcome in worse)
+
+
+def test_a_collapse_fails_however_wide_the_bound():
+    """And is none where seeds of the baseline had it."""
+
+    def derived():
+        runs = (record(seed=s, test_accuracy=a) for s, a in enumerate(baseline))
+        return gate.derive(runs, measures=["test_accuracy"])
+
+    baseline = [92.0, 91.0, 88.0, 93.0, 85.0, 94.0, 90.0, 80.0, 92.0, 95.0]
+    made = derived()
+    bound = made.cells["resnet18", "sgd"].bounds["test_accuracy"]
+    (cell, other) = (gate.check_cells([record(test_accuracy=a)], made)[0] for a in (45.1, 45.8))
+    assert bound.limit < 45.1
+    assert cell.failed
+    assert "test_accuracy 45.1 is no more than 45.4, half of the baseline's accuracy" in cell.line
+    assert other.result == "can't check"
+    assert "half of it be lost" in other.line
+    baseline[2:4] = [40.0, 41.0]
+    assert gate.check_cells([record(test_accuracy=40.0)], derived())[0].result == "can't check"
+
+
+def test_a_mean_finds_what_no_seed_does():
+    worse = grid(range(6), means={"sgd": 86.0}, generator=1)
+    records = [r for r in worse if r.architecture == "resnet18"]
+    assert all(gate.check_case(r, THRESHOLDS).passed for r in records)
+    cell = gate.check_cells(records, THRESHOLDS)[0]
+    assert cell.failed
+    assert "over 6 seeds is below 87.03, the lower prediction bound of the mean of 6" in cell.line
+    assert "baseline: 88.68 with the error" in cell.line
+    assert "9 times out of 10 such a limit finds a drop of 2.4 points" in cell.line
+
+
 def test_thresholds_survive_their_file(tmp_path):
     path = tmp_path / "digits.toml"
     odd = [
@@ -115,9 +188,12 @@ def test_a_regression_fails_in_one_line_with_its_baseline(values, says):
 def test_a_bound_itself_passes():
     limits = {m: b.limit for m, b in THRESHOLDS.cells["resnet18", "sgd"].bounds.items()}
     outcome = gate.check_case(record(**limits), THRESHOLDS)
-    assert outcome == Outcome(
-        "digits/resnet18/sgd/seed0", True, "digits/resnet18/sgd/seed0: keeps its bounds"
+    accuracy, sharpness = outcome.line.removeprefix("digits/resnet18/sgd/seed0: ").split("; ")
+    assert outcome.passed
+    assert accuracy == (
+        "test_accuracy 85.09 is at least 85.09, baseline 88.68, finds a drop of 5.3 points"
     )
+    assert sharpness.startswith("sam_sharpness 0.03077 is at most 0.03077, baseline 0.0")
 
 
 @pytest.mark.parametrize("status", ["diverged", "failed"])
@@ -136,8 +212,17 @@ def test_a_pair_that_lost_its_gain_fails():
     ]
     assert all("adam+sam − adam: mean paired difference" in o.line for o in failed)
     assert all("is not above 0" in o.line for o in failed)
-    # too few seeds for the prediction: nothing is said
-    assert gate.check_pairs(grid([0, 1], means=broken), THRESHOLDS) == []
+
+
+def test_an_asserted_pair_with_too_few_seeds_says_so():
+    outcomes = gate.check_pairs(grid([0, 1]), THRESHOLDS)
+    assert [o.result for o in outcomes] == 4 * ["can't check"]
+    assert outcomes[0].line == (
+        "digits/resnet18: sgd+sam − sgd: a gain is asserted over 3 seeds, of which both completed 2"
+    )
+    assert gate.judge(grid([0, 1]), THRESHOLDS).result == "can't tell"
+    # a row that was left out says it by itself
+    assert gate.check_pairs(grid([0, 1], means={"sgd+sam": 93.0}), THRESHOLDS) == []
 
 
 @pytest.mark.parametrize(
@@ -164,18 +249,19 @@ def test_a_changed_protocol_fails_the_pairs_once():
 
 def test_what_has_no_bound_is_listed():
     baseline = [
-        *(record("sgd", seed=s, test_accuracy=100.0, sam_sharpness=0.1 + s) for s in range(10)),
+        *(record("sgd", seed=s, test_accuracy=100.0, sam_sharpness=9.0 + s) for s in range(10)),
         *(record("adam", seed=s, test_accuracy=80.0 + s) for s in range(9)),
         record("adam", seed=9, status="diverged"),
     ]
     thresholds = gate.derive(baseline)
-    lines = gate.unbounded([*baseline, record("new")], thresholds)
-    assert lines == [
+    found = gate.judge([*baseline[:10], record("adam"), record("new")], thresholds)
+    assert [o.line for o in found.blind] == [
         "digits/resnet18/sgd: no baseline for test_accuracy: all 10 seeds have the value 100.0",
         "digits/resnet18/adam: no baseline for test_accuracy: 1 of 10 seeds diverged or failed",
         "digits/resnet18/adam: no baseline for sam_sharpness: 1 of 10 seeds diverged or failed",
         "digits/resnet18/new: no baseline",
     ]
+    assert found.result == "can't tell"
     for name in ("adam", "new"):
         outcome = gate.check_case(record(name, test_accuracy=1.0), thresholds)
         assert outcome.passed
@@ -217,9 +303,9 @@ def test_a_poor_baseline_is_refused(records, says):
 
 
 def test_false_alarm_rate_is_of_a_whole_grid():
-    # 8 cells x 2 bounds x 3 seeds, and the pairs that are asserted
+    # 8 cells x 2 bounds x 3 seeds and their mean, and the pairs that are asserted
     asserted = sum(pair.positive for pair in THRESHOLDS.pairs.values())
-    assert THRESHOLDS.false_alarm_rate == pytest.approx(0.001 * 48 + 0.01 * asserted)
+    assert THRESHOLDS.false_alarm_rate == pytest.approx(0.001 * 64 + 0.01 * asserted)
     assert asserted == 4
 
 
@@ -284,7 +370,8 @@ def test_a_record_is_held_to_published_results():
     assert "test_accuracy 93.7 is below 93.79" in line
     assert line.endswith(
         "94.13 ± 0.112 over 3 seeds, level 0.939155, "
-        "the seed study (CIFAR-10, 200 epochs, batch 128)"
+        "the seed study (CIFAR-10, 200 epochs, batch 128); "
+        "9 times out of 10 such a limit finds a drop of 0.6 points"
     )
     changed = {"provenance": {"common_hash": "0"}, "protocol": "cifar10-paper"}
     line = failure(record("adam+sam", "vgg16", **changed), made)

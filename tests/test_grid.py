@@ -76,7 +76,7 @@ def test_each_case_has_a_readable_test(whole):
 
 def test_a_diverging_case_fails_alone_and_is_shown(whole):
     assert whole.code == 1
-    assert "1 failed, 2 passed, 1 skipped" in whole.text
+    assert "1 failed, 2 passed, 4 skipped" in whole.text
     assert "tiny/resnet18/wild/seed0: diverged in epoch 1 of 2: the training loss" in whole.text
     assert re.search(r"\| wild +\|.*diverged", whole.text)
     assert "nan" not in whole.text.lower().replace("nanmean", "")
@@ -175,6 +175,10 @@ def test_the_gate_passes_what_is_as_good_as_the_baseline(whole, protocol, tmp_pa
     found = gated(whole, protocol, baseline_near(whole, tmp_path, 1.0), "-v")
     assert found.code == 0
     assert "test_gate PASSED" in found.text
+    # and says what it could not have failed: the ten are twins in all but their accuracies
+    assert "can't check: tiny/resnet18/sgd: sam_sharpness" in found.text
+    assert re.search(r"^gate: can't tell: none of \d+ checks failed, but \d+", found.text, re.M)
+    assert "not checked: no thresholds: nothing holds tiny to a bound" in found.text
 
 
 def test_the_gate_fails_a_regression_in_one_line_and_in_junit(
@@ -183,12 +187,14 @@ def test_the_gate_fails_a_regression_in_one_line_and_in_junit(
     summary, junit = tmp_path / "summary.md", tmp_path / "junit.xml"
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
     baseline = baseline_near(whole, tmp_path / "baseline", 98.0)
-    found = gated(whole, protocol, baseline, f"--junitxml={junit}")
+    found = gated(whole, protocol, baseline, f"--junitxml={junit}", "--require-power", "50")
+    assert "sam_sharpness" in found.text  # could not have failed, which --require-power forbids
+    assert "with --require-power 50 that is a failure" in found.text
     assert found.code == 1
     (line,) = {x for x in found.text.splitlines() if x.startswith("tiny/resnet18/sgd: ")}
-    assert re.search(r"test_accuracy [0-9.]+ over 1 seed\(s\) is below", line)
+    assert re.search(r"test_accuracy was 98.48 in .* and is [0-9.]+ now \(1 seed\)", line)
     assert line in junit.read_text()
-    assert "## Comparison with the baseline: 1 of " in summary.read_text()
+    assert "## Comparison with the baseline: fail: 1 of " in summary.read_text()
 
 
 def test_a_gate_of_another_protocol_stops_before_the_training(folder, protocol, tmp_path):

@@ -2,13 +2,16 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from flatbench import gate, pytest_grid
+from flatbench.protocols.reading import load
 from tests import tiny
 from tests.synthetic import grid
 
+FOLDER = Path(__file__).parents[1] / "flatbench" / "protocols"
 CONFTEST = """
 import pytest
 
@@ -81,13 +84,54 @@ def test_one_line_collects_the_grid_in_the_order_that_it_needs(repository):
 
 
 def test_a_pair_of_which_nothing_is_asserted_is_skipped_and_says_so():
+    held = []
     means = {"sgd": 90.0, "sgd+sam": 80.0}
     thresholds = gate.derive(grid(range(10), means=means))
     pair = ("resnet18", "sgd+sam")
     with pytest.raises(pytest.skip.Exception, match="nothing is asserted of sgd\\+sam − sgd"):
-        pytest_grid.test_against(pair, grid(range(3), means=means), thresholds)
+        pytest_grid.test_against(pair, grid(range(3), means=means), thresholds, held.extend)
     better = gate.derive(grid(range(10), means={"sgd": 80.0, "sgd+sam": 90.0}))
-    with pytest.raises(pytest.fail.Exception, match="is not above 0"):
-        pytest_grid.test_against(pair, grid(range(3), means=means), better)
-    with pytest.raises(pytest.skip.Exception, match="or fewer than 3 seeds of both completed"):
-        pytest_grid.test_against(pair, grid(range(2), means=means), better)
+    with pytest.raises(pytest.skip.Exception, match=r"can't check: .* both completed 2"):
+        pytest_grid.test_against(pair, grid(range(2), means=means), better, held.extend)
+    pytest_grid.test_against(pair, grid(range(3), means=means), better, held.extend)
+    assert [outcome.result for outcome in held] == ["can't check", "failed"]
+
+
+def test_a_cell_is_held_by_its_mean():
+    held = []
+    thresholds = gate.derive(grid(range(10)))
+    cell = ("vgg16", "adam")
+    pytest_grid.test_cell(cell, grid(range(3), generator=3), thresholds, held.extend)
+    assert [(o.name, o.result) for o in held] == [
+        ("digits/vgg16/adam: test_accuracy", "passed"),
+        ("digits/vgg16/adam: sam_sharpness", "passed"),
+    ]
+    with pytest.raises(pytest.skip.Exception, match="no thresholds"):
+        pytest_grid.test_cell(cell, grid(), None, held.extend)
+
+
+def test_no_thresholds_is_said_and_may_be_refused(repository):
+    chosen = ("--collect-only", "-q", "--flatbench-protocol", "tiny.toml")
+    for option, says in (
+        (
+            ("--flatbench-require-thresholds",),
+            "ERROR: --require-thresholds: no thresholds: nothing",
+        ),
+        (("--flatbench-require-power", "3"), "ERROR: --require-power must have something to ask"),
+    ):
+        done = run(repository, "bench_mine.py", *chosen, *option)
+        assert done.returncode == pytest.ExitCode.USAGE_ERROR
+        assert says in done.stderr
+
+
+def test_a_copy_under_another_name_says_where_its_thresholds_went(tmp_path):
+    (tmp_path / "mine.toml").write_text((FOLDER / "digits.toml").read_text())
+    copy = load(str(tmp_path / "mine.toml"))
+    said = gate.without_thresholds(copy, [tmp_path / "mine.thresholds.toml"])
+    assert said == (
+        f"no thresholds: nothing holds mine to a bound, since {tmp_path}/mine.thresholds.toml is "
+        "not there; it has the content of digits, but thresholds go by a protocol's name; to "
+        "derive them: flatbench run --protocol mine.toml --seeds 100-109 --results baseline && "
+        "flatbench baseline baseline/mine/records --output mine.thresholds.toml"
+    )
+    assert "content" not in gate.without_thresholds(load("digits"), [tmp_path / "x"])

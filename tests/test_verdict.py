@@ -1,57 +1,98 @@
+import math
+
+import pytest
+
 from flatbench import gate
-from flatbench.gate import verdict
-from flatbench.gate.verdict import Outcome, Verdict
+from flatbench.gate import verdict as module
+from flatbench.gate.verdict import Outcome, Row, Verdict
 from tests.synthetic import grid
 
 HOSTILE = "<b>|\x00\x1b\n\ud800 & ]]>"
-MIXED = Verdict(
-    "A gate",
-    (
-        Outcome("a/b: test_accuracy", True, "a/b: fine"),
-        Outcome(HOSTILE, False, f"{HOSTILE}: worse"),
-    ),
-    (f"{HOSTILE}: no baseline", "alone"),
-    0.048,
+ROW = Row("a/b: test_accuracy", "92", "91.5", "at least 88", "a drop of 5.0 points")
+FINE = Outcome("a/b: test_accuracy", "passed", "a/b: test_accuracy: fine", (ROW,), 5.0)
+WORSE = Outcome(HOSTILE, "failed", f"{HOSTILE}: worse")
+BLIND = Outcome("a/c: test_accuracy", "can't check", "a/c: 1 seed", drop=math.inf)
+
+
+def made(*outcomes, notes=()):
+    return Verdict("A gate", outcomes, notes, 0.048)
+
+
+MIXED = made(FINE, BLIND, WORSE, notes=(f"{HOSTILE}: no baseline", "alone"))
+
+
+@pytest.mark.parametrize(
+    ("verdict", "result", "code", "says"),
+    [
+        (made(FINE), "pass", 0, "pass: none of 1 checks failed"),
+        (made(FINE, WORSE), "fail", 1, "fail: 1 of 2 checks failed"),
+        (MIXED, "fail", 1, "fail: 1 of 3 checks failed, and 1 could not have failed"),
+        (
+            made(FINE, BLIND),
+            "can't tell",
+            0,
+            "can't tell: none of 2 checks failed, but 1 could not have failed",
+        ),
+        (made(), "can't tell", 0, "can't tell: nothing was checked"),
+    ],
 )
-FINE = Verdict("A gate", MIXED.outcomes[:1], (), 0.048)
+def test_a_verdict_is_pass_fail_or_cant_tell_and_says_so_last(verdict, result, code, says):
+    assert (verdict.result, verdict.exit_code) == (result, code)
+    assert module.text(verdict).splitlines()[-1].startswith(f"A gate: {says}")
+    assert module.markdown(verdict).startswith(f"## A gate: {says}\n")
 
 
-def test_exit_codes():
-    assert (MIXED.exit_code, FINE.exit_code) == (1, 0)
+def test_what_is_required_and_not_there_fails():
+    assert module.demand(made(FINE, BLIND), None) == made(FINE, BLIND)
+    assert module.demand(made(FINE), 5.0).exit_code == 0
+    (weak,) = module.demand(made(FINE), 4.9).failures
+    assert weak.line == (
+        "a/b: test_accuracy keeps its limit, but the check is too weak: it finds a drop of 5.0 "
+        "points 9 times out of 10, and --require-power 4.9 was asked for; more seeds find smaller "
+        "drops"
+    )
+    (blind,) = module.demand(made(FINE, BLIND), 5.0).failures
+    assert blind.line == "can't check a/c: 1 seed; with --require-power 5 that is a failure"
+    assert module.demand(made(WORSE), 5.0) == made(WORSE)
 
 
 def test_markdown_shows_failures_first_and_folds_the_rest():
-    text = verdict.markdown(MIXED)
-    assert text.startswith("## A gate: 1 of 2 checks failed\n")
+    text = module.markdown(MIXED)
     assert "fails at most 4.8 % of the time" in text
-    assert text.index("worse") < text.index("<details><summary>Passed (1)") < text.index("fine")
+    folded = ["Could not have failed (1)", "Passed (1)", "Not checked (2)"]
+    places = [text.index("worse"), *(text.index(f"<details><summary>{one}") for one in folded)]
+    assert places == sorted(places)
     assert "<b>" not in text.replace("\\<b>", "")
     text.encode()
-    assert verdict.markdown(FINE).startswith("## A gate: all 1 checks passed\n")
 
 
-def test_text_is_a_line_a_failure_and_a_sum():
-    lines = verdict.text(MIXED).splitlines()
-    assert [line.split(" ")[0] for line in lines] == ["FAILED", "not", "not", "A"]
-    assert lines[-1].startswith("A gate: 1 of 2 checks failed; ")
+def test_text_is_a_table_of_what_passed_then_a_line_each_and_the_verdict_last():
+    lines = module.text(MIXED).splitlines()
+    assert [line.split(" ")[0] for line in lines] == [
+        *("passed", "a/b:", "not", "not", "can't", "FAILED", "A")
+    ]
+    assert lines[1].split("  ")[0] == "a/b: test_accuracy"
+    assert all(cell in lines[1] for cell in ("92", "91.5", "at least 88", "a drop of 5.0 points"))
+    brief = module.text(MIXED, brief=True)  # follows tests that have told the failures
+    assert "FAILED" not in brief
+    assert brief.splitlines()[-1] == lines[-1]
 
 
 def test_step_summary_is_appended_where_github_asks_for_it(tmp_path):
     path = tmp_path / "summary.md"
     environment = {"GITHUB_STEP_SUMMARY": str(path)}
-    assert verdict.add_to_step_summary("one ± 1", environment)
-    assert verdict.add_to_step_summary("two", environment)
+    assert module.add_to_step_summary("one ± 1", environment)
+    assert module.add_to_step_summary("two", environment)
     assert path.read_text(encoding="utf-8") == "one ± 1\ntwo\n"
-    assert not verdict.add_to_step_summary("x", {})
+    assert not module.add_to_step_summary("x", {})
 
 
-def test_a_grid_is_judged_case_by_case():
+def test_a_grid_is_judged_by_cases_cells_and_pairs():
     thresholds = gate.derive(grid(range(10)))
+    good = gate.judge(grid(range(20, 23), generator=8), thresholds)
+    assert (good.result, len(good.outcomes)) == ("pass", 24 + 16 + 4)  # what passes is counted
     bad = grid(means={"sgd": 80.0, "sgd+sam": 75.0, "new": 1.0})
     found = gate.judge(bad, thresholds)
-    assert len(found.outcomes) == len(bad) + 2  # and two pairs, which lost their gain
-    good = gate.judge(grid(range(20, 23), generator=8), thresholds)
-    assert (good.exit_code, len(good.outcomes)) == (0, 24 + 4)  # pairs that pass are counted
     assert {o.name for o in found.failures if "sgd/" in o.name} == {
         r.id for r in bad if r.optimizer == "sgd"
     }
@@ -59,5 +100,13 @@ def test_a_grid_is_judged_case_by_case():
         "digits/resnet18: sgd+sam − sgd",
         "digits/vgg16: sgd+sam − sgd",
     ]
-    assert found.notes == ("digits/resnet18/new: no baseline", "digits/vgg16/new: no baseline")
+    assert [o.line for o in found.blind] == [
+        "digits/resnet18/new: no baseline",
+        "digits/vgg16/new: no baseline",
+    ]
+    assert set(found.notes) == {
+        f"digits/{a}/{row}: has thresholds, but was not run"
+        for a in ("resnet18", "vgg16")
+        for row in ("adam", "adam+sam")
+    }
     assert found.false_alarm_rate == thresholds.false_alarm_rate

@@ -1,6 +1,12 @@
-"""The gate: thresholds derived from many seeds, checks against them, and comparisons."""
+"""The gate: has anything become worse, and could it have been found?
 
-from flatbench.gate.check import check_case, check_pairs, judge, unbounded
+`derive` makes thresholds of many seeds, `thresholds` is their file, and `check` holds records to
+them; `compare` holds records to other records. Both take a measure on its scale (`scales`), with
+the spread of its seeds (`spread`), to a limit that knows what it finds (`limits`). `verdict` says
+how it all ended.
+"""
+
+from flatbench.gate.check import check_case, check_cells, check_pairs, judge
 from flatbench.gate.derive import LEVEL, derive, from_reference
 from flatbench.gate.thresholds import (
     Bound,
@@ -8,6 +14,7 @@ from flatbench.gate.thresholds import (
     PairThreshold,
     Thresholds,
     read_thresholds,
+    without_thresholds,
     write_thresholds,
 )
 
@@ -18,11 +25,12 @@ __all__ = [
     "PairThreshold",
     "Thresholds",
     "check_case",
+    "check_cells",
     "check_pairs",
     "derive",
     "from_reference",
     "judge",
     "read_thresholds",
-    "unbounded",
+    "without_thresholds",
     "write_thresholds",
 ]

@@ -5,10 +5,11 @@ lower one for the test accuracy, an upper one for every sharpness. It is taken o
 `flatbench.gate.scales` gives the measure: the logarithm of a sharpness, and of an accuracy's error.
 
 The default level, 0.999 a bound, is chosen for a whole grid: 4 rows x 2 architectures x 3 seeds
-make 24 cases, each with 2 bounds, so that by Bonferroni's inequality a grid without a regression
-fails with a probability of at most 48 x 0.001 = 4.8 %. A pair is asserted once in a grid, and its
-mean over few seeds is known less well: its level is 0.99, so each asserted pair adds at most 1 %.
-`Thresholds.false_alarm_rate` gives the number for any grid.
+make 24 cases, each with 2 bounds, and the means over the seeds of 8 cells are held to 2 more. So by
+Bonferroni's inequality a grid without a regression fails with a probability of at most 64 x 0.001 =
+6.4 %. A pair is asserted once in a grid, and its mean over few seeds is known less well: its level
+is 0.99, so each asserted pair adds at most 1 %. `Thresholds.false_alarm_rate` gives the number for
+any grid.
 
 No bound is made for a cell that diverged or failed in the baseline, for a measure that had the
 same value under every seed (the spread is unknown then), or for one that some seed lacks. Such a
@@ -25,7 +26,8 @@ from typing import Literal
 from scipy import stats
 
 from flatbench.errors import UsageError
-from flatbench.gate.scales import scale_of, scaled, worse_limit
+from flatbench.gate.limits import limit_point
+from flatbench.gate.scales import scaling_of
 from flatbench.gate.thresholds import LEVELS, Bound, CellThreshold, PairThreshold, Thresholds
 from flatbench.protocols.protocol import Protocol
 from flatbench.records.quantities import (
@@ -192,7 +194,7 @@ def _cell(cell: Sequence[Record], level: float, measures: Sequence[str]) -> Cell
             unbounded[measure] = f"{lost} of {len(cell)} seeds diverged or failed"
         elif len(values) < len(cell):
             unbounded[measure] = f"{len(cell) - len(values)} of {len(cell)} seeds have no value"
-        elif min(values) == max(values):
+        elif len(set(without_rounding(values))) == 1:
             unbounded[measure] = f"all {len(cell)} seeds have the value {values[0]}"
         else:
             bounds[measure] = _bound(measure, values, level)
@@ -200,13 +202,13 @@ def _cell(cell: Sequence[Record], level: float, measures: Sequence[str]) -> Cell
 
 
 def _bound(measure: str, values: Sequence[float], level: float) -> Bound:
-    scale = scale_of(measure, values)
-    s = summary(scaled(values, scale))
-    mean, std = s.mean or 0.0, s.std or 0.0
-    limit = worse_limit(measure, mean, std, s.n, level, scale)
+    scaling = scaling_of(measure, values)
+    s = summary(scaling.points(values))
+    mean, std = s.mean or 0.0, max(s.std or 0.0, scaling.least_std)
+    limit = scaling.value(limit_point(scaling, mean, std, s.n, 1, level))
     side: Literal["at_least", "at_most"]
     side = "at_least" if quantity(measure).better == "higher" else "at_most"
-    return Bound(side, limit, scale, mean, std)
+    return Bound(side, limit, scaling.scale, mean, std, scaling.offset)
 
 
 def _pairs(

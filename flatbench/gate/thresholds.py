@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from flatbench.errors import UsageError
 from flatbench.files import write_atomically
-from flatbench.protocols.reading import available
+from flatbench.protocols.protocol import Protocol
+from flatbench.protocols.reading import available, load
 from flatbench.protocols.schema import Check, Reader
 from flatbench.records.quantities import Scale
+from flatbench.text import plain
 
 LEVELS = Check(lambda x: 0.5 < x < 1, "a number between 0.5 and 1")
 _TWO = Check(lambda x: x >= 2, "a whole number of at least 2")
@@ -26,7 +28,8 @@ _NON_NEGATIVE = Check(lambda x: x >= 0, "a number of at least 0")
 class Bound:
     """The limit that one measure of one new seed must keep.
 
-    ``limit`` is a value of the measure; ``mean`` and ``std`` are the baseline's on the ``scale``.
+    ``limit`` is a value of the measure; ``mean`` and ``std`` are the baseline's on the ``scale``,
+    and ``offset`` is what it adds to an error; see `flatbench.gate.scales`.
     """
 
     side: Literal["at_least", "at_most"]
@@ -34,10 +37,7 @@ class Bound:
     scale: Scale
     mean: float
     std: Annotated[float, _NON_NEGATIVE]
-
-    def keeps(self, value: float) -> bool:
-        """Return whether the value is on the right side of the limit, or equal to it."""
-        return value >= self.limit if self.side == "at_least" else value <= self.limit
+    offset: Annotated[float, _NON_NEGATIVE] = 0.0
 
 
 @dataclass(frozen=True)
@@ -92,31 +92,58 @@ class Thresholds:
         """How often, at most, a grid without a regression fails (Bonferroni's inequality)."""
         bounds = sum(len(cell.bounds) for cell in self.cells.values())
         pairs = sum(pair.positive for pair in self.pairs.values())
-        alarms = (1 - self.level) * bounds * self.grid_seeds + (1 - self.pair_level) * pairs
+        # each bound is for the seeds one by one, and for their mean
+        checks = bounds * (self.grid_seeds + 1)
+        alarms = (1 - self.level) * checks + (1 - self.pair_level) * pairs
         return min(1.0, alarms)
 
     @property
     def renewal(self) -> str:
         """The commands that derive these thresholds anew: of a user's own, beside the protocol."""
-        ours = self.protocol in available()
-        protocol = self.protocol if ours else f"{self.protocol}.toml"
-        folder = "benchmarks/thresholds/" if ours else ""
-        output = f"{folder}{self.protocol}{'' if ours else '.thresholds'}.toml"
-        if not self.seeds:
-            return f"flatbench baseline --reference {protocol} --output {output}"
-        seeds = ",".join(map(str, self.seeds))
-        return (
-            f"flatbench run --protocol {protocol} --seeds {seeds} --results baseline && "
-            f"flatbench baseline baseline/{self.protocol}/records --output {output}"
-        )
+        if self.seeds:
+            return _derivation(self.protocol, ",".join(map(str, self.seeds)))
+        protocol, output = _files(self.protocol)
+        return f"flatbench baseline --reference {protocol} --output {output}"
+
+
+def _files(protocol: str) -> tuple[str, str]:
+    """Return what a command calls a protocol, and where its thresholds go."""
+    if protocol in available():
+        return protocol, f"benchmarks/thresholds/{protocol}.toml"
+    return f"{protocol}.toml", f"{protocol}.thresholds.toml"
+
+
+def _derivation(protocol: str, seeds: str) -> str:
+    name, output = _files(protocol)
+    return (
+        f"flatbench run --protocol {name} --seeds {seeds} --results baseline && "
+        f"flatbench baseline baseline/{protocol}/records --output {output}"
+    )
+
+
+def without_thresholds(protocol: Protocol, looked: Sequence[Path]) -> str:
+    """Return what is said where a protocol has no thresholds, and none of these files is there.
+
+    A copy of one of flatbench's protocols under another name has lost those of the original.
+    """
+    said = (
+        f"no thresholds: nothing holds {plain(protocol.name)} to a bound, since "
+        f"{' and '.join(plain(str(path)) for path in looked)} "
+        f"{'is' if len(looked) == 1 else 'are'} not there"
+    )
+    names = (n for n in available() if load(n).common_hash() == protocol.common_hash())
+    if (original := next(names, None)) is not None and original != protocol.name:
+        said += f"; it has the content of {original}, but thresholds go by a protocol's name"
+    return f"{said}; to derive them: {_derivation(protocol.name, '100-109')}"
 
 
 _HEADER = """\
 # Derived from {origin}, not written by hand; to derive them anew:
 #   {renewal}
-# Each limit of a cell is a one-sided prediction bound of one new seed, at "level"; each limit of a
-# pair bounds the mean difference over {grid_seeds} new seeds, at "pair_level". A grid of all cells
-# and {grid_seeds} seeds without a regression fails with a probability of at most {rate:.1%}.
+# Each limit of a cell is a one-sided prediction bound of one new seed, at "level"; the mean over a
+# cell's seeds has a limit at that level too, made of mean and std. Each limit of a pair bounds the
+# mean difference over {grid_seeds} new seeds, at "pair_level". A grid of all cells and {grid_seeds}
+# seeds without a regression fails with a probability of at most {rate:.1%}.
 """
 
 
@@ -144,9 +171,8 @@ def write_thresholds(path: Path, thresholds: Thresholds) -> None:
             f"cell_hash = {_toml(cell.cell_hash)}",
         ]
         for measure, b in cell.bounds.items():
-            values = ", ".join(
-                f"{k} = {_toml(getattr(b, k))}" for k in ("side", "limit", "scale", "mean", "std")
-            )
+            keys = ("side", "limit", "scale", "mean", "std", *(("offset",) if b.offset else ()))
+            values = ", ".join(f"{k} = {_toml(getattr(b, k))}" for k in keys)
             lines.append(f"bounds.{_toml(measure)} = {{ {values} }}")
         lines += [f"unbounded.{_toml(m)} = {_toml(why)}" for m, why in cell.unbounded.items()]
     for (architecture, row), pair in t.pairs.items():
