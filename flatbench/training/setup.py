@@ -147,10 +147,9 @@ def graphed_step(run: Run, capture: graph.Capture = graph.capture_cuda_graph) ->
 def build_model(case: Case, dataset: data.DataSet) -> nn.Module:
     """Return a case's network with its seed's first weights, on the data's device.
 
-    A network of ours is laid out as channels_last, unless it is too narrow for that on a CPU. A
-    network of the user's own keeps the layout that its code gives it, and gets images that are
-    contiguous: such code often views an activation in another shape, which channels_last memory
-    forbids.
+    A network of ours is laid out as channels_last. A network of the user's own keeps the layout
+    that its code gives it, and gets images that are contiguous: such code often views an activation
+    in another shape, which channels_last memory forbids.
 
     Raises:
         UsageError: the network cannot be built; see `flatbench.models.builder`.
@@ -174,27 +173,11 @@ def build_model(case: Case, dataset: data.DataSet) -> nn.Module:
     torch.manual_seed(stream(case.seed, "weights").initial_seed())
     model = make()
     where = dataset.train.labels.device
-    if network.build in models.ARCHITECTURES and not (where.type == "cpu" and _is_narrow(model)):
+    if network.build in models.ARCHITECTURES:
         model.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return model
     model.register_forward_pre_hook(_make_contiguous)
     return model.to(where)
-
-
-def _is_narrow(model: nn.Module) -> bool:
-    """Return whether a strided 1×1 convolution reads fewer channels than a vector register holds.
-
-    In channels_last memory oneDNN's AVX2 kernel for that convolution's backward pass writes whole
-    registers, past the end of the gradient, and the process dies of a damaged heap (seen with 4 and
-    6 channels in torch 2.14; with 8 and more, and with 12 and 20, it does not).
-    """
-    return any(
-        isinstance(m, nn.Conv2d)
-        and m.kernel_size == (1, 1)
-        and m.stride != (1, 1)
-        and m.in_channels < 8
-        for m in model.modules()
-    )
 
 
 def _where(case: Case) -> str:
