@@ -10,6 +10,9 @@ from typing import Any, Final
 
 Options = Mapping[str, Mapping[str, Any]]  # an option's name -> the arguments of `add_argument`
 
+RESULTS_FOLDER: Final = Path("results")
+PUBLISHED: Final = "PUBLISHED.md"  # a file that says that what lies beside it is published
+
 
 def names(text: str) -> tuple[str, ...]:
     """Parse "sgd,sgd+sam"."""
@@ -71,6 +74,17 @@ def _is_whole(text: str) -> bool:
     return text.isascii() and text.isdecimal()
 
 
+def results_folder(text: str) -> Path:
+    """Return the folder of results; of "", the default: ``results``, or ``results/local`` in it.
+
+    The latter is so where what lies in ``results`` is published, which a `PUBLISHED` there says:
+    whoever tries something must not overwrite it.
+    """
+    if text:
+        return Path(text)
+    return RESULTS_FOLDER / "local" if (RESULTS_FOLDER / PUBLISHED).exists() else RESULTS_FOLDER
+
+
 SELECTION: Final[Options] = {
     "protocol": {"default": "digits", "help": "a name, or the path of a .toml file"},
     "architectures": {"type": names, "help": "comma-separated (default: all)"},
@@ -82,7 +96,11 @@ MACHINE: Final[Options] = {
     "data-dir": {"type": Path, "help": "the folder of the data sets"},
 }
 RESULTS: Final[Options] = {
-    "results": {"type": Path, "default": Path("results"), "help": "default: results"},
+    "results": {
+        "type": results_folder,
+        "default": "",
+        "help": f"default: results, or results/local where results holds {PUBLISHED}",
+    },
 }
 TRAINING: Final[Options] = {
     "workers": {"type": count, "help": "processes (default: one a core, or one a GPU)"},

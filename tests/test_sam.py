@@ -962,3 +962,18 @@ def test_no_group_is_added_between_the_half_steps():
     optimizer.first_step()
     with pytest.raises(RuntimeError, match="add_param_group between"):
         optimizer.add_param_group({"params": [("w", nn.Parameter(torch.ones(1)))]})
+
+
+@pytest.mark.parametrize(("size", "norm"), [(1e-24, 0.0), (1e-20, 2e-20), (2e19, torch.inf)])
+def test_the_ends_of_a_float32_norm(size, norm):
+    """As first_step says: below them nothing is perturbed, above them the step is skipped."""
+    w = torch.nn.Parameter(torch.ones(4))
+    optimizer = SAM([w], torch.optim.SGD, rho=0.5, lr=0.1, implementation="eager")
+    w.grad = torch.full((4,), size)
+    optimizer.first_step()
+    assert optimizer.gradient_norm.item() == pytest.approx(norm, rel=1e-5)
+    moved = (w.detach() - 1).norm().item()
+    assert moved == pytest.approx(0.5 if 0 < norm < torch.inf else 0.0, rel=1e-5)
+    w.grad = torch.full((4,), 1.0)
+    optimizer.second_step()
+    assert optimizer.skipped_steps.item() == (norm == torch.inf)

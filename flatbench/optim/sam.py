@@ -140,6 +140,8 @@ class SAM(Optimizer):
 
         Parameters without a gradient stay where they are and do not count in the norm. With a
         norm of zero nothing is perturbed; with one that is not finite the whole step is skipped.
+        Its squares are of float32 at least, and not scaled: a float32 gradient with no element
+        above 1e-23 has norm 0, and one with an element above 2e19 an infinite one.
 
         Raises:
             RuntimeError: called twice without a second_step between, or a sparse gradient.
