@@ -168,7 +168,7 @@ def test_the_key_is_of_the_case_its_data_and_its_code(other):
         lambda patch: patch.setattr(sklearn, "__version__", "0.0"),
         lambda patch: patch.setattr(provenance, "source_hash", lambda: "other"),
         lambda patch: patch.setattr(provenance, "processor", lambda: "another processor"),
-        lambda patch: patch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2"),
+        lambda patch: patch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "another"),
         lambda patch: patch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2"),
     ],
     ids=["torch", "sklearn", "sources", "processor", "instructions", "onednn"],
