@@ -58,10 +58,10 @@ def test_a_trace_within_the_space_is_exact():
 def test_the_trace_is_no_worse_than_hutchpps_at_its_price():
     spectrum = [100.0 / (i + 1) ** 2 for i in range(80)]
     surface = loss_surface(quadratic(spectrum), mean, *ANY)
-    ours = [sharpness.hessian_curvature(surface, probes=7, seed=s).trace for s in range(60)]
+    ours = [sharpness.hessian_curvature(surface, probes=5, seed=s).trace for s in range(60)]
     products = [(e.gradient_evaluations - 1) / 2 for e in ours]
-    theirs = [sharpness.hessian_trace(surface, products=15, seed=s).value for s in range(60)]
-    assert np.mean(products) <= 15
+    theirs = [sharpness.hessian_trace(surface, products=12, seed=s).value for s in range(60)]
+    assert np.mean(products) <= 12
     assert np.std([e.value for e in ours]) < np.std(theirs)
 
 
