@@ -320,6 +320,21 @@ def test_ranking_is_kendalls_tau_of_the_rows():
     assert titled(grid(means={"sgd": 1.0, "sgd+sam": 2.0}), "Does sharpness rank") is None
 
 
+def test_rows_with_as_many_hits_are_ties_of_the_ranking():
+    """The means of 100·h/360 differ in their last digit, and that digit is no order."""
+    hits = {"sgd": (333, 314, 328), "sgd+sam": (327, 334, 314), "adam": (340, 341, 342)}
+    accuracies = {row: [100 * h / 360 for h in of] for row, of in hits.items()}
+    assert 0 < abs(np.mean(accuracies["sgd"]) - np.mean(accuracies["sgd+sam"])) < 1e-12
+    records = [
+        record(row, seed=seed, test_accuracy=accuracy, sam_sharpness=sharpness)
+        for (row, values), sharpness in zip(accuracies.items(), (0.1, 0.2, 0.3), strict=True)
+        for seed, accuracy in enumerate(values)
+    ]
+    (_, cells), *_ = titled(records, "Does sharpness rank").rows
+    exact = reference.kendalltau([0.1, 0.2, 0.3], [1, 1, 0]).statistic  # errors, more to fewer
+    assert cells[0].value == pytest.approx(exact)
+
+
 def test_reference_stands_beside_the_own_numbers_of_the_same_protocol_only(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from flatbench.records.quantities import in_training, quantity
 from flatbench.report.numbers import Numbers
 from flatbench.report.tables import MISSING, Cell, Table
-from flatbench.stats import Correlation, kendall
+from flatbench.stats import Correlation, kendall, without_rounding
 from flatbench.text import number
 
 
@@ -94,8 +94,10 @@ def _rows_cell(numbers: Numbers, measure: str, architecture: str) -> Cell:
         and (s := sharpness[key].summary.mean) is not None
         and (a := accuracy[key].summary.mean) is not None
     ]
-    # One resample, since the interval is not shown.
-    found = kendall([s for s, _ in both], [e for _, e in both], range(len(both)), resamples=1)
+    # Means of equal counts are ties though rounding tells them apart. One resample, since the
+    # interval is not shown.
+    errors = without_rounding([e for _, e in both])
+    found = kendall([s for s, _ in both], errors, range(len(both)), resamples=1)
     if found is None:
         return Cell(MISSING)
     return Cell(f"{number(found.tau, 2, sign=True)} ({found.n} rows)", found.tau)
