@@ -8,6 +8,8 @@ from scipy import stats
 from torch import nn
 from torch.func import functional_call
 
+from flatbench.sharpness import krylov
+
 D = torch.float64
 
 
@@ -111,3 +113,17 @@ def assert_nominal(hits, trials):
     """``hits`` of ``trials`` 90 % intervals hold the truth: not fewer, nor many more, by chance."""
     low, high = stats.binom.ppf([0.0005, 0.9995], trials, 0.9)
     assert low <= hits <= high, f"{hits} of {trials}"
+
+
+def ritz_pairs(product, dimension, k=1, seed=0, **settings):
+    """The largest eigenpairs of an operator that is exact."""
+    usual = {"which": "LA", "tolerance": 1e-8, "max_products": 500, "basis_size": 24}
+    return krylov.eigenpairs(
+        product,
+        dimension,
+        k,
+        precision=1e-15,
+        generator=torch.Generator().manual_seed(seed),
+        device=torch.device("cpu"),
+        **(usual | settings),
+    )

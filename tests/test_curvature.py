@@ -9,7 +9,7 @@ from scipy import stats
 from torch.nn.functional import cross_entropy
 
 from flatbench import sharpness
-from flatbench.sharpness import HessianProducts, krylov, loss_surface
+from flatbench.sharpness import HessianProducts, loss_surface
 from tests.losses import (
     ANY,
     D,
@@ -22,6 +22,7 @@ from tests.losses import (
     mean,
     mlp,
     quadratic,
+    ritz_pairs,
 )
 
 
@@ -81,18 +82,8 @@ def test_a_single_start_takes_the_second_eigenvalue_for_the_first():
     wrong = {}
     for block in (1, 2):
         found = [
-            krylov.eigenpairs(
-                lambda rows: rows * spectrum,
-                len(spectrum),
-                1,
-                which="LA",
-                tolerance=3e-2,
-                max_products=500,
-                basis_size=24,
-                precision=1e-6,
-                generator=torch.Generator().manual_seed(seed),
-                device=torch.device("cpu"),
-                block=block,
+            ritz_pairs(
+                lambda rows: rows * spectrum, len(spectrum), seed=seed, tolerance=3e-2, block=block
             )
             for seed in range(100)
         ]
@@ -104,35 +95,13 @@ def test_a_single_start_takes_the_second_eigenvalue_for_the_first():
 
 def test_a_pair_of_equal_eigenvalues_is_found():
     spectrum = torch.tensor([2.0, 2.0, 1.0] + [0.5] * 30, dtype=D)
-    found = krylov.eigenpairs(
-        lambda rows: rows * spectrum,
-        33,
-        2,
-        which="LA",
-        tolerance=1e-8,
-        max_products=6,
-        basis_size=24,
-        precision=1e-15,
-        generator=torch.Generator().manual_seed(0),
-        device=torch.device("cpu"),
-    )
+    found = ritz_pairs(lambda rows: rows * spectrum, 33, 2, max_products=6)
     np.testing.assert_allclose(found.values, [2, 2], rtol=1e-12)
 
 
 def test_the_space_is_that_of_its_trace_after_restarts_too():
     matrix = torch.diag(torch.tensor([*np.linspace(0, 1, 300), 1.02, 1.05], dtype=D))
-    found = krylov.eigenpairs(
-        lambda rows: rows @ matrix,
-        302,
-        1,
-        which="LA",
-        tolerance=1e-8,
-        max_products=500,
-        basis_size=11,
-        precision=1e-15,
-        generator=torch.Generator().manual_seed(0),
-        device=torch.device("cpu"),
-    )
+    found = ritz_pairs(lambda rows: rows @ matrix, 302, basis_size=11)
     assert found.converged
     torch.testing.assert_close(found.basis @ found.basis.T, torch.eye(len(found.basis), dtype=D))
     within = (found.basis @ matrix * found.basis).sum()
