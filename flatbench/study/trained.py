@@ -318,7 +318,7 @@ def _number(value: float | None) -> str:
 def _error(v: Value) -> str:
     """Return half an interval; of a measure that averages nothing, what is known instead."""
     if v.interval is not None:
-        return f"± {v.interval:.2g}"
+        return f"± {v.interval:.2g}" if v.interval < 99.5 else f"± {v.interval:.0f}"
     if v.tolerance is not None:
         return f"none, within {100 * v.tolerance:g} %"
     return "none" if v.value is not None else "–"
