@@ -597,3 +597,13 @@ def test_a_download_that_is_there_already_is_not_fetched_again(cifar10, monkeypa
 
     monkeypatch.setattr(torchvision.datasets.cifar, "download_and_extract_archive", refuse)
     data.download("cifar10", cifar10)
+
+
+def test_the_test_part_is_as_large_as_asked_for():
+    """Of a set without one, by class, and from the same images whatever is left to train on."""
+    usual, half = (data.load(Data("digits", test=share)) for share in (None, 0.5))
+    assert [len(usual.test), len(half.test)] == [360, 899]
+    assert [len(part) for part in (half.train, half.test)] == [898, 899]
+    counts = half.test.labels.bincount()
+    assert counts.max() - counts.min() <= 6
+    assert data.load(Data("digits", test=0.2)).digest == usual.digest != half.digest

@@ -144,6 +144,13 @@ def test_a_class_too_small_to_be_split(tmp_path):
     )
 
 
+def test_a_test_part_that_is_there_already(tmp_path):
+    np.savez(tmp_path / "mine.npz", **ARRAYS)
+    assert line(tmp_path, {"npz": "mine.npz"}, test=0.5).startswith(
+        "data.test must be left out: mine has a test part of its own, got 0.5"
+    )
+
+
 # --- npz
 
 

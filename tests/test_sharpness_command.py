@@ -454,3 +454,13 @@ def test_a_network_needs_data(capsys):
     assert cli.main(["sharpness", "--model", "vgg16", "--weights", "w.pt"]) == 2
     expected = "flatbench: --model and --data must be given, or --protocol\n"
     assert capsys.readouterr().err == expected
+
+
+def test_a_measure_with_normalised_logits_is_asked_for_by_name(folder, capsys):
+    names = "ascent_sharpness,ascent_sharpness_normalised"
+    assert measured("--measures", names, "--output", "found.json") == 0
+    values = json.loads((folder / "found.json").read_text(encoding="utf-8"))["values"]
+    assert [v["name"] for v in values] == names.split(",")
+    assert values[0]["value"] != values[1]["value"]
+    assert measured("--measures", "m_sharpnes_normalised") == 2
+    assert "or one of them with _normalised added" in capsys.readouterr().err
