@@ -16,7 +16,7 @@ def digits():
 
 def protocol(folder, source, **changes):
     """A tiny protocol beside its data; a change is of a key of [data], or of a whole section."""
-    sections = {k: changes.pop(k) for k in ("training", "model") if k in changes}
+    sections = {k: changes.pop(k) for k in ("training", "model", "sharpness") if k in changes}
     return tiny.protocol(
         folder, tiny.table(data={"name": "mine", "source": source, **changes}, **sections)
     )

@@ -478,6 +478,11 @@ def test_what_does_not_fit_a_regression(tmp_path):
     assert line(tmp_path, reference, label_noise=0.1) == (
         "data.label_noise must be 0 where the targets are no class labels, got 0.1"
     )
+    own = {"training": {"epochs": 1, "batch_size": 16, "loss": "./task.py:loss"}}
+    assert line(tmp_path, reference, sharpness={"normalised": ["hessian_trace"]}, **own) == (
+        "protocol tiny: sharpness.normalised must be left out where the targets are no class "
+        "labels: there are no logits, got hessian_trace"
+    )
     assert line(tmp_path, reference, validation=0.999) == (
         "data.validation = 0.999 must split the 30 training examples into two parts of at least "
         "one example"
