@@ -1,6 +1,7 @@
 """Records go to JSON and come back; anything else is refused; files are never half there."""
 
 import dataclasses
+import gzip
 import json
 import math
 import os
@@ -300,6 +301,30 @@ WHOLE_FILE = json.dumps(ONE.to_json(), indent=1)
 def test_a_file_that_is_no_record(tmp_path, content, expected):
     path = tmp_path / "record.json"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert message(path).startswith(expected)
+
+
+PACKED = gzip.compress(WHOLE_FILE.encode())
+
+
+def test_a_packed_file_is_read_as_its_content(tmp_path):
+    path = tmp_path / "record.json.gz"
+    path.write_bytes(PACKED)
+    assert read(path) == [ONE]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (PACKED[:-3], "is not a whole gzip file: "),
+        (PACKED[:20] + b"x" * 20 + PACKED[40:], "is not a whole gzip file: "),
+        (WHOLE_FILE.encode(), "is not a whole gzip file: "),
+        (gzip.compress(b"{"), "is not JSON: "),
+    ],
+)
+def test_a_packed_file_that_is_damaged(tmp_path, content, expected):
+    path = tmp_path / "record.json.gz"
+    path.write_bytes(content)
     assert message(path).startswith(expected)
 
 

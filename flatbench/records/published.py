@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from flatbench.protocols.protocol import Protocol
-from flatbench.records.reading import records_of
+from flatbench.records.reading import read
 from flatbench.records.record import Record
 
 FOLDER = Path(__file__).parent / "published"
@@ -21,10 +22,9 @@ def published(protocol: Protocol) -> list[Record]:
     path = FOLDER / f"{protocol.name}.json.gz"
     if not path.exists():
         return []
-    found = records_of(json.loads(gzip.decompress(path.read_bytes())), path)
     return [
         record
-        for record in found
+        for record in read(path)
         if record.architecture in protocol.model.names
         and record.optimizer in protocol.optimizers
         and record.provenance.get("cell_hash")
@@ -32,8 +32,7 @@ def published(protocol: Protocol) -> list[Record]:
     ]
 
 
-def pack(results: Path, name: str) -> bytes:
-    """Return what is shipped of a protocol's published results: the same bytes every time."""
-    content = json.loads((results / name / "benchmark.json").read_text(encoding="utf-8"))
-    kept = {"benchmarks": [{"extra_info": b["extra_info"]} for b in content["benchmarks"]]}
+def pack(records: Iterable[Record]) -> bytes:
+    """Return records as `read` takes them from a .json.gz file: the same bytes every time."""
+    kept = {"benchmarks": [{"extra_info": {"record": record.to_json()}} for record in records]}
     return gzip.compress(json.dumps(kept, separators=(",", ":")).encode(), mtime=0)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 import types
 import typing
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -70,22 +72,23 @@ def _column(reader: Reader, column: list[Any], hint: Any, name: str) -> list[Any
 def read(path: Path) -> list[Record]:
     """Read the records of one JSON file: a single record, or pytest-benchmark's own JSON.
 
-    In pytest-benchmark's JSON, benchmarks without a record (step timings) are skipped.
+    A file whose name ends in .gz is unpacked first. In pytest-benchmark's JSON, benchmarks without
+    a record (step timings) are skipped.
 
     Raises:
         UsageError: the file cannot be read, is not JSON, or a record in it is not valid.
     """
     try:
-        table = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        content = path.read_bytes()
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
+        table = json.loads(content.decode("utf-8"), parse_constant=_refuse_constant)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UsageError(f"{path}: is not a whole gzip file: {error}") from None
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, a bare NaN, or too deep
         raise UsageError(f"{path}: is not JSON: {error}") from None
-    return records_of(table, path)
-
-
-def records_of(table: Any, path: Path) -> list[Record]:
-    """Return the records in the JSON of a file; see `read`."""
     if not isinstance(table, dict):
         raise UsageError(f"{path}: must hold a record or pytest-benchmark's JSON, both objects")
     if "benchmarks" not in table:
