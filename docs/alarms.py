@@ -24,7 +24,9 @@ from flatbench.records.sections import sections
 from flatbench.stats import FloatArray, prediction_limit
 
 GRIDS = 10_000
-CELLS = 8  # 4 rows x 2 architectures
+ROWS, ARCHITECTURES = 6, 2  # of digits
+CELLS = ROWS * ARCHITECTURES
+BASELINE, NEW = 20, 6  # seeds behind its thresholds, and of its grid
 MEASURES = 2  # test accuracy, sam_sharpness
 
 Draw = Callable[[np.random.Generator, tuple[int, ...]], FloatArray]
@@ -86,7 +88,7 @@ def _draw(draw: Draw, n: int, new: int, grids: int, seed: int) -> tuple[FloatArr
     return draw(random, (*shape, n)), draw(random, (*shape, new))
 
 
-# True spreads of 8 cells, each in its own units; what a cell with few seeds borrows is their mean.
+# True spreads of the cells, each in its own units; a cell with few seeds borrows their mean.
 SPREADS_OF_CELLS: dict[str, Draw] = {
     "the same in all cells": lambda random, shape: np.ones(shape),
     "as the published grids' cells (variances: scaled inverse χ², 4 degrees of freedom)": (

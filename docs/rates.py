@@ -15,9 +15,13 @@ from scipy import optimize, special, stats
 from tabulate import tabulate
 
 from docs.alarms import (
+    ARCHITECTURES,
+    BASELINE,
     CELLS,
     GRIDS,
     MEASURES,
+    NEW,
+    ROWS,
     SPREADS,
     SPREADS_OF_CELLS,
     cells_vary,
@@ -85,10 +89,10 @@ def skewness(records: Iterable[Record]) -> list[tuple[str, float, float]]:
 
 def page(records: Sequence[Record], grids: int = GRIDS) -> str:
     """Return docs/gate.md, with the digits baseline's records, from so many simulated grids."""
-    counts, news = (3, 5, 10, 12, 20, 30), (1, 3, 5, 10)
+    counts, news = (3, 5, 10, 20, 30), (1, 3, NEW, 10)
     level = 1 - compare.ALARM / (CELLS * MEASURES)
     power = [[n, *(f"{detectable_shift(n, level, new):.1f}" for new in news)] for n in counts]
-    thresholds = gate.derive(records)
+    thresholds = gate.derive(records, grid_seeds=NEW)
     return _PAGE.format(
         grids=f"{grids:,}",
         top_grids=f"{grids // 10:,}",
@@ -97,19 +101,24 @@ def page(records: Sequence[Record], grids: int = GRIDS) -> str:
         limits=CELLS * MEASURES,
         level=f"{level:.6g}",
         case_level=f"{gate.LEVEL:g}",
-        case_alarm=_percent((1 - gate.LEVEL) * CELLS * MEASURES * 3),
+        case_alarm=_percent((1 - gate.LEVEL) * CELLS * MEASURES * NEW),
         mean_alarm=_percent((1 - gate.LEVEL) * CELLS * MEASURES),
         half=_percent(compare.ALARM / 2),
-        half_cases=_percent((1 - gate.LEVEL) * CELLS * 3),
+        half_cases=_percent((1 - gate.LEVEL) * CELLS * NEW),
+        baseline=BASELINE,
+        new=NEW,
+        rows=ROWS,
+        architectures=ARCHITECTURES,
+        cells=CELLS,
         prior=PRIOR,
         top=_table(
             ("true error, test part", "comparison", "thresholds"),
             [
                 [
                     f"{error:g} %, {examples} examples",
-                    *map(_percent, near_the_top(error, examples, 10, 3, grids // 10)),
+                    *map(_percent, near_the_top(error, examples, BASELINE, NEW, grids // 10)),
                 ]
-                for examples in (360, 630, 10_000)
+                for examples in (360, 719, 10_000)
                 for error in (0.1, 0.5, 2.0)
             ],
         ),
@@ -150,7 +159,7 @@ def page(records: Sequence[Record], grids: int = GRIDS) -> str:
         rates=_table(("spread of the seeds", "comparison", "thresholds"), _rates(grids)),
         conditional=_table(
             ("baseline seeds", "median", "one baseline in ten above"),
-            [[n, *map(_percent, conditional_alarms(n, 3, grids))] for n in (3, 10, 12, 20, 30)],
+            [[n, *map(_percent, conditional_alarms(n, NEW, grids))] for n in (3, 10, 20, 30)],
         ),
         skewness=_table(
             ("of", "mean skewness ± standard error"),
@@ -158,10 +167,10 @@ def page(records: Sequence[Record], grids: int = GRIDS) -> str:
         ),
         power=_table(("baseline seeds", *(f"{new} new" for new in news)), power),
         case_power=_table(
-            ("baseline seeds", "one seed", "any of three"),
+            ("baseline seeds", "one seed", f"any of {NEW}"),
             [
-                [n, f"{detectable_shift(n, gate.LEVEL):.1f}", f"{detectable_by_cases(n, 3):.1f}"]
-                for n in (10, 12, 20, 30)
+                [n, f"{detectable_shift(n, gate.LEVEL):.1f}", f"{detectable_by_cases(n, NEW):.1f}"]
+                for n in (10, 20, 30)
             ],
         ),
         digits=digits_table(thresholds),
@@ -184,6 +193,7 @@ def page(records: Sequence[Record], grids: int = GRIDS) -> str:
         varies="{:.2f} ± {:.2f}".format(*cells_vary(records)),
         varies_assumed=f"{float(special.polygamma(1, PRIOR / 2)):.2f}",
         n=len(thresholds.seeds),
+        grid_seeds=thresholds.grid_seeds,
     )
 
 
@@ -191,8 +201,8 @@ def _rates(grids: int) -> Iterable[list[str]]:
     for name, draw in SPREADS.items():
         yield [
             name,
-            _percent(comparison_alarms(draw, 10, 3, grids=grids)),
-            _percent(threshold_alarms(draw, 10, 3, grids=grids)),
+            _percent(comparison_alarms(draw, BASELINE, NEW, grids=grids)),
+            _percent(threshold_alarms(draw, BASELINE, NEW, grids=grids)),
         ]
 
 
@@ -250,8 +260,8 @@ There are two gates. **Thresholds** (`benchmarks/thresholds/*.toml`) hold every 
 seed at a time, to bounds at level {case_level}, and the mean over a cell's seeds to a limit at that
 level. A **comparison** (`flatbench compare`, `--gate`) holds every cell's mean over the seeds to
 limits whose level is set from the wanted rate of false alarms, by default {alarm} for all limits
-together. The accuracies have half of it, however many other measures share the other half: with 8
-cells, level {level}. All are one-sided prediction limits for values that are normal on the
+together. The accuracies have half of it, however many other measures share the other half: with
+{cells} cells, level {level}. All are one-sided prediction limits for values that are normal on the
 measure's scale: the logarithm of the sharpness, and of the error, 100 − accuracy.
 
 A limit finds drops of some size, and the gate says of which: **pass** means that every check could
@@ -268,10 +278,11 @@ Skewness of the {runs} runs, mean over the cells; below zero: skewed to the bad 
 
 ## False alarms
 
-Share of {grids} simulated grids (4 rows × 2 architectures, test accuracy and sharpness, 10 baseline
-seeds, 3 new ones) that fail although nothing has changed. Each grid has its own baseline. Stated:
-at most {alarm} for a comparison; at most {case_alarm} for thresholds, for the seeds one by one
-(their means add at most {mean_alarm}, and asserted pairs 1 % each).
+Share of {grids} simulated grids ({rows} rows × {architectures} architectures, test accuracy and
+sharpness, {baseline} baseline seeds, {new} new ones) that fail although nothing has changed. Each
+grid has its own baseline. Stated: at most {alarm} for a comparison; at most {case_alarm} for
+thresholds, for the seeds one by one (their means add at most {mean_alarm}, and asserted pairs 1 %
+each).
 
 {rates}
 
@@ -280,7 +291,7 @@ test set does. Heavy tails and rare bad seeds exceed them: look at the seeds' sp
 trust a gate, and take unstable training out of the protocol rather than out of the gate.
 
 The rate is an average over baselines. One baseline serves many grids, and its own rate may be
-higher; of a comparison with 3 new seeds:
+higher; of a comparison with {new} new seeds:
 
 {conditional}
 
@@ -291,8 +302,8 @@ chance.
 ### Near 100 % accuracy
 
 A test part is finite, and near the top its accuracies are a few counts. Of one measure, the
-accuracy, in 8 cells of 10 baseline seeds and 3 new ones, {top_grids} grids; stated: at most {half}
-for a comparison, {half_cases} for thresholds.
+accuracy, in {cells} cells of {baseline} baseline seeds and {new} new ones, {top_grids} grids;
+stated: at most {half} for a comparison, {half_cases} for thresholds.
 
 {top}
 
@@ -331,16 +342,17 @@ the scale, by the number of seeds in the baseline and in the new grid ({limits} 
 
 {power}
 
-The same for thresholds: in the case of one seed, and in any of three seeds of a cell.
+The same for thresholds: in the case of one seed, and in any of {new} seeds of a cell.
 
 {case_power}
 
-In percentage points of test accuracy, for the digits grid with {n} baseline seeds and 3 new ones:
+In percentage points of test accuracy, for the digits grid with {n} baseline seeds and {grid_seeds}
+new ones:
 
 {digits}
 
-"One seed's bound" is that of a case, "drop: thresholds" what any of its 3 cases finds; the mean
-over them, which thresholds hold as well, finds "drop: mean". Ten seeds are the least that
+"One seed's bound" is that of a case, "drop: thresholds" what any of its {grid_seeds} cases finds;
+the mean over them, which thresholds hold as well, finds "drop: mean". Ten seeds are the least that
 thresholds are made from.
 
 How often a comparison finds a drop in the cell in which it finds it least, in {drawn_grids} grids

@@ -12,7 +12,17 @@ from typing import NoReturn
 
 from flatbench import __version__
 from flatbench.errors import UsageError
-from flatbench.options import GATE, MACHINE, RESULTS, SELECTION, TRAINING, add, assignment, names
+from flatbench.options import (
+    GATE,
+    MACHINE,
+    RESULTS,
+    SELECTION,
+    TRAINING,
+    add,
+    assignment,
+    count,
+    names,
+)
 from flatbench.protocols.cases import Case, from_id, grid
 from flatbench.protocols.reading import available, load
 from flatbench.records.quantities import outcome_of, value_of
@@ -168,6 +178,9 @@ def _reading_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
     baseline.add_argument(
         "--measures", type=names, help="comma-separated (default: test_accuracy,sam_sharpness)"
     )
+    baseline.add_argument(
+        "--grid-seeds", type=count, metavar="N", help="of the grids that it will hold (default: 3)"
+    )
     baseline.set_defaults(command=_baseline)
 
 
@@ -275,14 +288,15 @@ def _baseline(options: argparse.Namespace) -> int:
     from flatbench.records import reading
 
     if options.reference is not None:
-        if options.paths or options.level or options.measures:
-            raise UsageError("--reference must stand without records, --level and --measures")
+        if options.paths or options.level or options.measures or options.grid_seeds:
+            raise UsageError("--reference must stand without records and any option but --output")
         thresholds = gate.from_reference(load(options.reference))
         gate.write_thresholds(options.output, thresholds)
         return 0
     level = gate.LEVEL if options.level is None else options.level
     records = reading.collect(options.paths)
-    made = gate.derive(records, level=level, measures=options.measures)
+    seeds = options.grid_seeds or gate.GRID_SEEDS
+    made = gate.derive(records, level=level, grid_seeds=seeds, measures=options.measures)
     gate.write_thresholds(options.output, made)
     return 0
 

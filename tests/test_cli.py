@@ -226,6 +226,12 @@ def test_baseline_writes_thresholds(tmp_path):
     assert cli.main(["baseline", str(tmp_path), "--output", str(output), *chosen]) == 0
     cells = gate.read_thresholds(output).cells.values()
     assert all(list(cell.bounds) == ["test_accuracy"] for cell in cells)
+    assert gate.read_thresholds(output).grid_seeds == 3
+    more = ["--grid-seeds", "6"]
+    assert cli.main(["baseline", str(tmp_path), "--output", str(output), *more]) == 0
+    assert gate.read_thresholds(output).grid_seeds == 6
+    refused = ["baseline", "--reference", "cifar10-paper", "--output", str(output), *more]
+    assert cli.main(refused) == 2
 
 
 def write(folder, records):

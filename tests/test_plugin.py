@@ -132,6 +132,6 @@ def test_a_copy_under_another_name_says_where_its_thresholds_went(tmp_path):
         f"no thresholds: nothing holds mine to a bound, since {tmp_path}/mine.thresholds.toml is "
         "not there; it has the content of digits, but thresholds go by a protocol's name; to "
         "derive them: flatbench run --protocol mine.toml --seeds 100-109 --results baseline && "
-        "flatbench baseline baseline/mine/records --output mine.thresholds.toml"
+        "flatbench baseline baseline/mine/records --output mine.thresholds.toml --grid-seeds 6"
     )
     assert "content" not in gate.without_thresholds(load("digits"), [tmp_path / "x"])

@@ -94,14 +94,14 @@ def test_the_simulated_spread_is_the_gates():
         for seed, e in enumerate(row)
     ]
     variance = np.log(cells).var(1, ddof=1)
-    others = (variance.sum() - variance) / 7
+    others = (variance.sum() - variance) / (alarms.CELLS - 1)
     expected = np.sqrt((2 * variance + 4 * others) / 6)
-    limits = np.log(cells).mean(1) + reference.t.ppf(1 - 0.05 / 8, 6) * expected * np.sqrt(4 / 3)
+    level = 0.05 / alarms.CELLS  # alone, a cell has all of the alarms
+    limits = np.log(cells).mean(1) + reference.t.ppf(1 - level, 6) * expected * np.sqrt(4 / 3)
     for cell, limit in enumerate(limits):
         for more, failed in ((1e-6, True), (-1e-6, False)):
             now = 100 - np.exp(limit + more)
             new = record(f"o{cell}", seed=9, protocol="mine", test_accuracy=now, sam_sharpness=None)
-            level = 0.05 / 8  # alone, a cell has all of the alarms
             assert bool(compare(records, [new], alarm=level).failures) == failed
 
 

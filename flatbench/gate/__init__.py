@@ -9,6 +9,7 @@ how it all ended.
 from flatbench.gate.check import check_case, check_cells, check_pairs, judge
 from flatbench.gate.derive import LEVEL, derive, from_reference
 from flatbench.gate.thresholds import (
+    GRID_SEEDS,
     Bound,
     CellThreshold,
     PairThreshold,
@@ -19,6 +20,7 @@ from flatbench.gate.thresholds import (
 )
 
 __all__ = [
+    "GRID_SEEDS",
     "LEVEL",
     "Bound",
     "CellThreshold",

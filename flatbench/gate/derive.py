@@ -28,7 +28,14 @@ from scipy import stats
 from flatbench.errors import UsageError
 from flatbench.gate.limits import limit_point
 from flatbench.gate.scales import scaling_of
-from flatbench.gate.thresholds import LEVELS, Bound, CellThreshold, PairThreshold, Thresholds
+from flatbench.gate.thresholds import (
+    GRID_SEEDS,
+    LEVELS,
+    Bound,
+    CellThreshold,
+    PairThreshold,
+    Thresholds,
+)
 from flatbench.protocols.protocol import Protocol
 from flatbench.records.quantities import (
     SAM_SHARPNESS,
@@ -52,7 +59,7 @@ def derive(
     records: Iterable[Record],
     level: float = LEVEL,
     pair_level: float = PAIR_LEVEL,
-    grid_seeds: int = 3,
+    grid_seeds: int = GRID_SEEDS,
     measures: Sequence[str] | None = None,
 ) -> Thresholds:
     """Derive thresholds from the records of one protocol, at least 10 seeds in every cell.

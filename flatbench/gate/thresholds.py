@@ -18,6 +18,7 @@ from flatbench.protocols.schema import Check, Reader
 from flatbench.records.quantities import Scale
 from flatbench.text import plain
 
+GRID_SEEDS = 3  # of a grid that is held to thresholds, unless it is said
 LEVELS = Check(lambda x: 0.5 < x < 1, "a number between 0.5 and 1")
 _TWO = Check(lambda x: x >= 2, "a whole number of at least 2")
 _ONE = Check(lambda x: x >= 1, "a whole number of at least 1")
@@ -101,7 +102,7 @@ class Thresholds:
     def renewal(self) -> str:
         """The commands that derive these thresholds anew: of a user's own, beside the protocol."""
         if self.seeds:
-            return _derivation(self.protocol, ",".join(map(str, self.seeds)))
+            return _derivation(self.protocol, ",".join(map(str, self.seeds)), self.grid_seeds)
         protocol, output = _files(self.protocol)
         return f"flatbench baseline --reference {protocol} --output {output}"
 
@@ -113,11 +114,12 @@ def _files(protocol: str) -> tuple[str, str]:
     return f"{protocol}.toml", f"{protocol}.thresholds.toml"
 
 
-def _derivation(protocol: str, seeds: str) -> str:
+def _derivation(protocol: str, seeds: str, grid_seeds: int = GRID_SEEDS) -> str:
     name, output = _files(protocol)
+    held = "" if grid_seeds == GRID_SEEDS else f" --grid-seeds {grid_seeds}"
     return (
         f"flatbench run --protocol {name} --seeds {seeds} --results baseline && "
-        f"flatbench baseline baseline/{protocol}/records --output {output}"
+        f"flatbench baseline baseline/{protocol}/records --output {output}{held}"
     )
 
 
@@ -134,7 +136,7 @@ def without_thresholds(protocol: Protocol, looked: Sequence[Path]) -> str:
     names = (n for n in available() if load(n).common_hash() == protocol.common_hash())
     if (original := next(names, None)) is not None and original != protocol.name:
         said += f"; it has the content of {original}, but thresholds go by a protocol's name"
-    return f"{said}; to derive them: {_derivation(protocol.name, '100-109')}"
+    return f"{said}; to derive them: {_derivation(protocol.name, '100-109', len(protocol.seeds))}"
 
 
 _HEADER = """\
