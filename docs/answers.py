@@ -1,7 +1,7 @@
 """How often `flatbench try` is wrong, and what it finds: the numbers of docs/answers.md.
 
-``python -m docs.answers`` prints that page. It makes up whole tables, from fixed random seeds, with
-the spread over seeds of the published records, and has them answered as `flatbench try` does.
+It makes up whole tables, from fixed random seeds, with the spread over seeds of the published
+records, and has them answered as `flatbench try` does.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def page() -> str:
     stds = ", ".join(f"{row} {of[row].accuracy:.2f}" for row in ROWS)
     return f"""# How often `flatbench try` is wrong, and what it finds
 
-Made by `python -m docs.answers > docs/answers.md`; not edited by hand.
+Made by `tox -e docs`; not edited by hand.
 
 An optimizer that takes a gradient a step is compared with four rows, with the SAM rows at equal
 epochs and at equal gradients: {len(QUESTIONS)} comparisons of accuracy and as many of the Hessian's
@@ -180,7 +180,3 @@ itself; 9 times out of 10 what it prints is the true one times a number in this 
 of normal values: heavy tails and rare bad seeds move them, as [gate.md](gate.md) shows for the
 gates.
 """
-
-
-if __name__ == "__main__":
-    print(page(), end="")

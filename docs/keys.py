@@ -1,4 +1,4 @@
-"""Every key of a protocol: ``python -m docs.keys > docs/protocols.md``.
+"""Every key of a protocol: docs/protocols.md.
 
 Types and defaults are those of the schema's dataclasses. What a key means is the comment above its
 field, which is thereby the one place that says so.
@@ -198,7 +198,3 @@ def page() -> str:
         data_sets=", ".join(DATA_SETS),
         tables=tables,
     )
-
-
-if __name__ == "__main__":
-    print(page(), end="")

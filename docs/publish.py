@@ -1,8 +1,8 @@
-"""Renew what is packed of the results: ``python -m docs.publish [BASELINE]``.
+"""Pack records: ``python -m docs.publish [PACKED RECORDS...]``.
 
-The package ships the published records, of which `flatbench try` takes the rows that it compares
-with. BASELINE, a folder of the records behind benchmarks/thresholds/digits.toml, becomes
-results/digits/baseline.json.gz, from which docs/gate.md is made.
+Without arguments, what the package ships of the published results, of which `flatbench try` takes
+the rows that it compares with. With them, RECORDS, files or folders, become PACKED, a .json.gz
+file.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from flatbench.records.published import FOLDER, pack
 from flatbench.records.reading import collect, read
 
 RESULTS = Path(__file__).parents[1] / "results"
-BASELINE = RESULTS / "digits" / "baseline.json.gz"
-NAMES = ("digits",)  # whose records `flatbench try` compares with
+NAMES = ("digits",)
 
 if __name__ == "__main__":
-    for name in NAMES:
-        packed = pack(read(RESULTS / name / "benchmark.json"))
-        write_atomically(FOLDER / f"{name}.json.gz", packed)
     if sys.argv[1:]:
-        write_atomically(BASELINE, pack(collect(map(Path, sys.argv[1:]))))
+        packed, *paths = map(Path, sys.argv[1:])
+        write_atomically(packed, pack(collect(paths)))
+    else:
+        for name in NAMES:
+            content = pack(read(RESULTS / name / "benchmark.json"))
+            write_atomically(FOLDER / f"{name}.json.gz", content)

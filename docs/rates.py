@@ -1,14 +1,11 @@
 """How often the gates fail without a regression, and what they find: the numbers of docs/gate.md.
 
-``python -m docs.rates RECORDS`` prints that page. `docs.alarms` simulates the false alarms; powers
-are those of the noncentral t distribution.
+`docs.alarms` simulates the false alarms; powers are those of the noncentral t distribution.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
 from scipy import optimize, special, stats
@@ -38,7 +35,6 @@ from flatbench.gate import compare
 from flatbench.gate.scales import Scaling, scaling_of
 from flatbench.gate.spread import PRIOR
 from flatbench.records.quantities import SAM_SHARPNESS, TEST_ACCURACY, Scale, quantity, results_of
-from flatbench.records.reading import collect
 from flatbench.records.record import Record
 from flatbench.records.sections import sections
 from flatbench.stats import detectable_shift, prediction_limit
@@ -253,8 +249,8 @@ def _table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 _PAGE = """\
 # What the gates find, and how often they are wrong
 
-Made by `python -m docs.rates RECORDS > docs/gate.md`; not edited by hand. RECORDS: the {runs}
-runs of digits with seeds {seeds} ({code}) that the thresholds are derived from.
+Made by `tox -e docs` from results/digits/baseline.json.gz, the {runs} runs of digits with seeds
+{seeds} ({code}) that the thresholds are derived from; not edited by hand.
 
 There are two gates. **Thresholds** (`benchmarks/thresholds/*.toml`) hold every case of a grid, one
 seed at a time, to bounds at level {case_level}, and the mean over a cell's seeds to a limit at that
@@ -360,7 +356,3 @@ drawn from the {runs} real runs, whose new accuracies were then lowered:
 
 {drawn_finds}
 """
-
-
-if __name__ == "__main__":
-    sys.stdout.write(page(collect(map(Path, sys.argv[1:]))))

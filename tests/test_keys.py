@@ -11,7 +11,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "protocols.md"
 
 
 def test_the_page_is_the_one_that_the_schema_makes():
-    assert PAGE.read_text() == keys.page(), "python -m docs.keys > docs/protocols.md"
+    assert PAGE.read_text() == keys.page(), "tox -e docs"
 
 
 def test_every_key_is_there_with_what_it_means():

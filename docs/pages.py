@@ -1,0 +1,38 @@
+"""The pages that are made, not written: ``python -m docs.pages [--check]`` (``tox -e docs``).
+
+With ``--check`` nothing is written, and a page that is not what the committed records and the code
+make is named; exit status 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from docs import answers, keys, rates
+from flatbench.files import write_atomically
+from flatbench.records.reading import read
+
+DOCS = Path(__file__).parent
+BASELINE = DOCS.parent / "results" / "digits" / "baseline.json.gz"
+PAGES: dict[str, Callable[[], str]] = {
+    "protocols.md": keys.page,
+    "answers.md": answers.page,
+    "gate.md": lambda: rates.page(read(BASELINE)),
+}
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    check = parser.parse_args().check
+    stale = []
+    for name, page in PAGES.items():
+        made, path = page().encode(), DOCS / name
+        if not check:
+            write_atomically(path, made)
+        elif path.read_bytes() != made:
+            stale.append(name)
+    if stale:
+        sys.exit(f"docs/{', docs/'.join(stale)}: not what `python -m docs.pages` makes")
