@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 from scipy import special, stats
 
-from flatbench import gate
 from flatbench.gate import compare
 from flatbench.gate.limits import Limit
 from flatbench.gate.scales import scaling_of
@@ -27,6 +26,7 @@ GRIDS = 10_000
 ROWS, ARCHITECTURES = 6, 2  # of digits
 CELLS = ROWS * ARCHITECTURES
 BASELINE, NEW = 20, 6  # seeds behind its thresholds, and of its grid
+LEVEL = 0.9997  # of its thresholds: 144 checks of a case
 MEASURES = 2  # test accuracy, sam_sharpness
 
 Draw = Callable[[np.random.Generator, tuple[int, ...]], FloatArray]
@@ -73,7 +73,7 @@ def comparison_alarms(
 
 
 def threshold_alarms(
-    draw: Draw, n: int, new: int, level: float = gate.LEVEL, grids: int = GRIDS, seed: int = 0
+    draw: Draw, n: int, new: int, level: float = LEVEL, grids: int = GRIDS, seed: int = 0
 ) -> float:
     """Return the share of grids without a regression in which `gate.check_case` fails a case."""
     baseline, current = _draw(draw, n, new, grids, seed)
@@ -173,7 +173,7 @@ def near_the_top(
     random = np.random.default_rng(seed)
     truth = error / 100 * np.exp(random.normal(0, 0.2, (grids, CELLS, n + new)))
     counted = 100 - 100 * random.binomial(examples, np.minimum(truth, 1)) / examples
-    levels = {new: 1 - compare.ALARM / 2 / CELLS, 1: gate.LEVEL}
+    levels = {new: 1 - compare.ALARM / 2 / CELLS, 1: LEVEL}
     failed = np.zeros((2, grids), bool)
     for number, grid in enumerate(counted.tolist()):
         for cell in grid:

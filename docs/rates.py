@@ -16,6 +16,7 @@ from docs.alarms import (
     BASELINE,
     CELLS,
     GRIDS,
+    LEVEL,
     MEASURES,
     NEW,
     ROWS,
@@ -42,7 +43,7 @@ from flatbench.text import ranges
 
 
 def detectable_by_cases(
-    n: int, new: int, level: float = gate.LEVEL, rate: float = 0.9, draws: int = 20_000
+    n: int, new: int, level: float = LEVEL, rate: float = 0.9, draws: int = 20_000
 ) -> float:
     """Return the smallest shift, in std, that fails at least one of a cell's ``new`` cases."""
     random = np.random.default_rng(0)
@@ -88,7 +89,7 @@ def page(records: Sequence[Record], grids: int = GRIDS) -> str:
     counts, news = (3, 5, 10, 20, 30), (1, 3, NEW, 10)
     level = 1 - compare.ALARM / (CELLS * MEASURES)
     power = [[n, *(f"{detectable_shift(n, level, new):.1f}" for new in news)] for n in counts]
-    thresholds = gate.derive(records, grid_seeds=NEW)
+    thresholds = gate.derive(records, level=LEVEL, grid_seeds=NEW)
     return _PAGE.format(
         grids=f"{grids:,}",
         top_grids=f"{grids // 10:,}",
@@ -96,11 +97,11 @@ def page(records: Sequence[Record], grids: int = GRIDS) -> str:
         alarm=_percent(compare.ALARM),
         limits=CELLS * MEASURES,
         level=f"{level:.6g}",
-        case_level=f"{gate.LEVEL:g}",
-        case_alarm=_percent((1 - gate.LEVEL) * CELLS * MEASURES * NEW),
-        mean_alarm=_percent((1 - gate.LEVEL) * CELLS * MEASURES),
+        case_level=f"{LEVEL:g}",
+        case_alarm=_percent((1 - LEVEL) * CELLS * MEASURES * NEW),
+        mean_alarm=_percent((1 - LEVEL) * CELLS * MEASURES),
         half=_percent(compare.ALARM / 2),
-        half_cases=_percent((1 - gate.LEVEL) * CELLS * NEW),
+        half_cases=_percent((1 - LEVEL) * CELLS * NEW),
         baseline=BASELINE,
         new=NEW,
         rows=ROWS,
@@ -165,7 +166,7 @@ def page(records: Sequence[Record], grids: int = GRIDS) -> str:
         case_power=_table(
             ("baseline seeds", "one seed", f"any of {NEW}"),
             [
-                [n, f"{detectable_shift(n, gate.LEVEL):.1f}", f"{detectable_by_cases(n, NEW):.1f}"]
+                [n, f"{detectable_shift(n, LEVEL):.1f}", f"{detectable_by_cases(n, NEW):.1f}"]
                 for n in (10, 20, 30)
             ],
         ),

@@ -405,4 +405,5 @@ def test_thresholds_of_a_protocol_of_ones_own_are_renewed_beside_it():
         "flatbench run --protocol mine.toml --seeds 0,1,2,3,4,5,6,7,8,9 --results baseline && "
         "flatbench baseline baseline/mine/records --output mine.thresholds.toml"
     )
-    assert gate.derive(mine, grid_seeds=6).renewal.endswith(" --grid-seeds 6")
+    renewal = gate.derive(mine, grid_seeds=6, level=0.9997).renewal
+    assert renewal.endswith(" --grid-seeds 6 --level 0.9997")

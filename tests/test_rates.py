@@ -32,9 +32,9 @@ def test_detectable_shift_inverts_the_detection_rate(n, level, new):
 
 def test_any_of_three_cases_finds_less_than_their_mean_but_more_than_one():
     one = stats.detectable_shift(10, 0.999)
-    any_of_three = rates.detectable_by_cases(10, 3)
+    any_of_three = rates.detectable_by_cases(10, 3, 0.999)
     assert stats.detectable_shift(10, 0.999, 3) < any_of_three < one
-    assert rates.detectable_by_cases(10, 1) == pytest.approx(one, rel=0.03)
+    assert rates.detectable_by_cases(10, 1, 0.999) == pytest.approx(one, rel=0.03)
 
 
 def test_one_baselines_own_rate_averages_to_the_stated_one():
@@ -48,7 +48,7 @@ def test_one_baselines_own_rate_averages_to_the_stated_one():
 def test_page_states_the_thresholds_of_its_records():
     records = grid(range(10), protocol="mine")
     text = rates.page(records, 50)
-    thresholds = gate.derive(records)
+    thresholds = gate.derive(records, level=alarms.LEVEL)
     bound = thresholds.cells["vgg16", "adam"].bounds["test_accuracy"]
     (line,) = [line for line in text.splitlines() if line.startswith("| vgg16 adam ")]
     assert f" {bound.limit:.1f} |" in line

@@ -7,9 +7,10 @@ how it all ended.
 """
 
 from flatbench.gate.check import check_case, check_cells, check_pairs, judge
-from flatbench.gate.derive import LEVEL, derive, from_reference
+from flatbench.gate.derive import derive, from_reference
 from flatbench.gate.thresholds import (
     GRID_SEEDS,
+    LEVEL,
     Bound,
     CellThreshold,
     PairThreshold,

@@ -30,6 +30,7 @@ from flatbench.gate.limits import limit_point
 from flatbench.gate.scales import scaling_of
 from flatbench.gate.thresholds import (
     GRID_SEEDS,
+    LEVEL,
     LEVELS,
     Bound,
     CellThreshold,
@@ -49,7 +50,6 @@ from flatbench.records.sections import Section, sections
 from flatbench.stats import prediction_bound, summary, without_rounding
 from flatbench.text import plain
 
-LEVEL = 0.999
 PAIR_LEVEL = 0.99
 MINIMUM_SEEDS = 10  # docs/gate.md, "Power": limits from few seeds lie too far out to find much
 REFERENCE_STDS = 3.0  # below a published mean

@@ -18,7 +18,7 @@ from flatbench.protocols.schema import Check, Reader
 from flatbench.records.quantities import Scale
 from flatbench.text import plain
 
-GRID_SEEDS = 3  # of a grid that is held to thresholds, unless it is said
+LEVEL, GRID_SEEDS = 0.999, 3  # of thresholds, unless it is said
 LEVELS = Check(lambda x: 0.5 < x < 1, "a number between 0.5 and 1")
 _TWO = Check(lambda x: x >= 2, "a whole number of at least 2")
 _ONE = Check(lambda x: x >= 1, "a whole number of at least 1")
@@ -102,7 +102,8 @@ class Thresholds:
     def renewal(self) -> str:
         """The commands that derive these thresholds anew: of a user's own, beside the protocol."""
         if self.seeds:
-            return _derivation(self.protocol, ",".join(map(str, self.seeds)), self.grid_seeds)
+            seeds = ",".join(map(str, self.seeds))
+            return _derivation(self.protocol, seeds, self.grid_seeds, self.level)
         protocol, output = _files(self.protocol)
         return f"flatbench baseline --reference {protocol} --output {output}"
 
@@ -114,9 +115,10 @@ def _files(protocol: str) -> tuple[str, str]:
     return f"{protocol}.toml", f"{protocol}.thresholds.toml"
 
 
-def _derivation(protocol: str, seeds: str, grid_seeds: int = GRID_SEEDS) -> str:
+def _derivation(protocol: str, seeds: str, grid_seeds: int, level: float = LEVEL) -> str:
     name, output = _files(protocol)
     held = "" if grid_seeds == GRID_SEEDS else f" --grid-seeds {grid_seeds}"
+    held += "" if level == LEVEL else f" --level {level:g}"
     return (
         f"flatbench run --protocol {name} --seeds {seeds} --results baseline && "
         f"flatbench baseline baseline/{protocol}/records --output {output}{held}"
