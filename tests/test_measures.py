@@ -78,6 +78,9 @@ def test_values_are_those_of_the_measures_on_both_labels(digits, model, kind, lo
         rise = F.cross_entropy(logits(there), labels[picked]) - loss
         assert found[f"ascent_sharpness{name}"] == pytest.approx(rise.item(), rel=1e-3)
     assert set(found) == {f"ascent_sharpness{kind}", f"ascent_sharpness{kind}_clean"}
+    rule = dataclasses.replace(RULE, true_labels=False)
+    alone = measured([f"ascent_sharpness{kind}"], model, digits, noisy, rule)
+    assert alone == {f"ascent_sharpness{kind}": found[f"ascent_sharpness{kind}"]}
     assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
 
 

@@ -200,6 +200,8 @@ class Sharpness:
     at_end: tuple[Measure, ...] = ()
     # Those of the final weights that are taken with normalised logits, too.
     normalised: tuple[Measure, ...] = field(default=(), metadata=_YOUNGER)
+    # Whether a measure is taken with the true labels, too, where a run trains on noisy ones.
+    true_labels: bool = field(default=True, metadata=_YOUNGER)
     # How many training images the measures are on: a fixed part, unaugmented.
     examples: Count = 256
     # Which images those are.

@@ -109,9 +109,9 @@ def measure(
     """Return each measure on the protocol's fixed part of the training images, unaugmented.
 
     The loss is the plain one, without label smoothing, whatever a row trains with. ``labels`` [N]
-    are the labels that the run trains on. Where they differ from the true ones, each measure is
-    taken with the true ones too, under its name and `CLEAN`. A name that ends in `NORMALISED` is
-    that of a measure with normalised logits. With ``standard_errors``, a measure that has one gives
+    are the labels that the run trains on. Where they differ from the true ones, and the protocol
+    does not say otherwise, each measure is taken with the true ones too, under its name and
+    `CLEAN`. A name that ends in `NORMALISED` is that of a measure with normalised logits. With ``standard_errors``, a measure that has one gives
     it under its name and `STANDARD_ERROR`. A value that is not finite becomes None.
 
     A measure that raises an error loses neither the others nor the run: the second derivative of a
@@ -120,7 +120,7 @@ def measure(
     picked = examples(dataset, rule)
     images = dataset.normalise(dataset.train.images[picked])
     sides = {"": labels[picked]}
-    if not torch.equal(labels, dataset.train.labels):
+    if rule.true_labels and not torch.equal(labels, dataset.train.labels):
         sides[CLEAN] = dataset.train.labels[picked]
 
     @functools.cache
