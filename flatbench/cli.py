@@ -79,8 +79,8 @@ class _Parser(argparse.ArgumentParser):
             message += did_you_mean(choice[1], re.findall(r"[\w.+-]+", choice[2]))
         option = re.search(r"unrecognized arguments: (--[^ =]+)", message)
         if option is not None:
-            known = (o for p in (self, *self.commands) for o in p._option_string_actions)
-            message += did_you_mean(option[1], known)
+            known = {o for p in (self, *self.commands) for o in p._option_string_actions}
+            message += did_you_mean(option[1], known - {option[1]})  # another command's
         raise UsageError(f"{message}; see {self.prog} --help")
 
 

@@ -75,6 +75,10 @@ def test_seeds_that_are_none(text):
             ["run", "--wrokers", "2"],
             "--wrokers 2 (did you mean '--workers'?); see flatbench --help",
         ),
+        (  # an option of other commands alone
+            ["sharpness", "--weights", "w.pt", "--architectures", "vgg16"],
+            "--architectures vgg16 (did you mean '--architecture'?); see flatbench --help",
+        ),
         (["runn"], "(did you mean 'run'?); see flatbench --help"),
         (["list", "--seeds", "5-3"], "must be a list such as 0,1,2 or 0-9, got '5-3'"),
         (["report", "/nowhere"], "/nowhere: no such file or folder"),
