@@ -111,8 +111,9 @@ def measure(
     The loss is the plain one, without label smoothing, whatever a row trains with. ``labels`` [N]
     are the labels that the run trains on. Where they differ from the true ones, and the protocol
     does not say otherwise, each measure is taken with the true ones too, under its name and
-    `CLEAN`. A name that ends in `NORMALISED` is that of a measure with normalised logits. With ``standard_errors``, a measure that has one gives
-    it under its name and `STANDARD_ERROR`. A value that is not finite becomes None.
+    `CLEAN`. A name that ends in `NORMALISED` is that of a measure with normalised logits. With
+    ``standard_errors``, a measure that has one gives it under its name and `STANDARD_ERROR`. A
+    value that is not finite becomes None.
 
     A measure that raises an error loses neither the others nor the run: the second derivative of a
     user's network may not exist, or not fit into the memory.
