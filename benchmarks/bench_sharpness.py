@@ -1,16 +1,21 @@
-"""Speed of the Hessian's measures beside the usual way of taking them, at equal error.
+"""What measures of sharpness cost: beside the training, and beside the usual way of taking them.
 
-The usual way is PyHessian's (Yao et al. 2020), written here with its loops: power iteration for the
-largest eigenvalue, until it changes by less than a part of itself, and Hutchinson's estimate of the
-trace. Its products come from a gradient whose graph is kept, as ours do; so what is compared is how
-many it takes.
+``price`` is of every row and network of protocol digits: how long its measures take, as a part of
+the steps of the run that they measure. ``extra_info`` holds it for the plain ones together, for all
+together, and by measure.
 
-The networks are those of protocol digits after `STEPS` steps. The eigenvalue of each way is taken
+The other cases hold the Hessian's measures against the usual way, at equal error. The usual way is
+PyHessian's (Yao et al. 2020), written here with its loops: power iteration for the largest
+eigenvalue, until it changes by less than a part of itself, and Hutchinson's estimate of the trace.
+Its products come from a gradient whose graph is kept, as ours do; so what is compared is how many
+it takes.
+
+The networks are those of protocol digits, trained as it says. The eigenvalue of each way is taken
 at the loosest of the `TOLERANCES` at which it is within `ERROR` of the exact one for every seed.
 Hutchinson's trace has as many products as bring its standard deviation down to ours: it falls with
 the root of their number.
 
-``extra_info`` of a case holds
+Their ``extra_info`` holds
 
 - ratio_to_usual: how many times as long the usual way takes, both timed in turns;
 - products and usual_products: how many each takes, the median over the seeds;
@@ -24,18 +29,21 @@ from __future__ import annotations
 
 import math
 import statistics
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.bench_trainer import flatbench_step
 from benchmarks.timing import in_turns
 from flatbench import data
-from flatbench.protocols.cases import from_id
+from flatbench.protocols.cases import Case, from_id, grid
+from flatbench.protocols.reading import load
+from flatbench.records.record import Record
 from flatbench.sharpness import (
     HessianProducts,
     LossSurface,
@@ -43,10 +51,12 @@ from flatbench.sharpness import (
     hessian_max_eigenvalue,
     loss_surface,
 )
-from flatbench.training import measuring
+from flatbench.study.weights import load_into
+from flatbench.training import measuring, setup
+from flatbench.training.trainer import train
 
 CASES = ("digits/resnet18/sgd/seed0", "digits/vgg16/adam+sam/seed0")
-STEPS = 200
+ALL_CASES = tuple(case.id for case in grid(load("digits")) if case.seed == 0)
 SEEDS = range(5)
 TOLERANCES = (0.1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 1e-5)
 ERROR = 1e-2
@@ -109,16 +119,51 @@ def hutchinson(surface: LossSurface, products: int, seed: int) -> Tensor:
     return torch.stack(found)
 
 
+def trained(case: Case, folder: Path) -> tuple[Record, nn.Module]:
+    """Train a case on the CPU as its protocol says, and return its record and its network."""
+    weights = folder / "weights.safetensors"
+    record = train(case, weights=weights)
+    model = setup.build_model(case, data.load_for(case.protocol))
+    load_into(model, weights, torch.device("cpu"))
+    return record, model.eval()
+
+
 @pytest.fixture(scope="module", params=CASES)
-def surface(request: pytest.FixtureRequest) -> LossSurface:
+def surface(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> LossSurface:
     case = from_id(request.param)
     dataset = data.load_for(case.protocol)
-    step, run = flatbench_step(case, dataset)
-    for _ in range(STEPS):
-        step()
+    _, model = trained(case, tmp_path_factory.mktemp("trained"))
     picked = measuring.examples(dataset, case.protocol.sharpness)
     images = dataset.normalise(dataset.train.images[picked])
-    return loss_surface(run.model.eval(), F.cross_entropy, images, run.labels[picked])
+    labels = setup.training_labels(case, dataset)[picked]
+    return loss_surface(model, F.cross_entropy, images, labels)
+
+
+@pytest.mark.benchmark(group="sharpness")
+@pytest.mark.parametrize("name", ALL_CASES)
+def test_price(benchmark: Any, where: torch.device, name: str, tmp_path: Path) -> None:
+    case = from_id(name)
+    dataset, rule = data.load_for(case.protocol), case.protocol.sharpness
+    record, model = trained(case, tmp_path)
+    labels = setup.training_labels(case, dataset)
+
+    def seconds(*names: str) -> float:
+        start = time.perf_counter()
+        assert not measuring.measure(names, model, dataset, labels, rule).failures
+        return time.perf_counter() - start
+
+    names = measuring.at_end(rule)
+    seconds(*names)  # shapes that it has not met cost more the first time
+    steps = record.seconds
+    assert steps is not None
+    benchmark.extra_info |= {
+        "plain": seconds(*rule.at_end) / steps,
+        "all": seconds(*names) / steps,
+        "by_measure": {name: seconds(name) / steps for name in names},
+    }
+    benchmark.pedantic(lambda: seconds(*names), rounds=1)
 
 
 @pytest.mark.benchmark(group="sharpness")
