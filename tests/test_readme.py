@@ -10,6 +10,7 @@ from flatbench import report
 from flatbench.records import reading
 
 ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "results"
 README = (ROOT / "README.md").read_text()
 
 
@@ -22,7 +23,7 @@ def test_its_tables_are_those_of_the_committed_records():
     made = [
         line
         for name in ("digits", "fashion")
-        for line in rendered(ROOT / "results" / name / "benchmark.json")
+        for line in rendered(RESULTS / name / "benchmark.json")
     ]
     shown = [line for line in README.splitlines() if line.startswith("|")]
     assert len(shown) >= 20
@@ -31,18 +32,45 @@ def test_its_tables_are_those_of_the_committed_records():
 
 def test_the_committed_reports_are_those_of_the_committed_records():
     checked = []
-    for path in sorted((ROOT / "results").glob("*/report.md")):
+    for path in sorted(RESULTS.glob("*/report.md")):
         files = sorted(path.parent.glob("*.json"))
         if files:
             written = path.read_text().splitlines()
             assert [line for line in rendered(*files) if line not in written] == []
             checked.append(path.parent.name)
-    assert checked == ["digits", "digits-bf16", "fashion", "fashion-bf16"]
+    assert checked == ["digits", "fashion", "fashion-bf16"]
+
+
+def test_the_committed_candidates_are_those_of_the_committed_records():
+    written = (RESULTS / "digits-tuning" / "candidates.md").read_text().splitlines()
+    made = rendered(RESULTS / "digits-tuning" / "candidates.json.gz")
+    assert [line for line in made if line not in written] == []
+
+
+def test_its_sentences_on_digits_are_those_that_open_the_report():
+    records = reading.collect([RESULTS / "digits" / "benchmark.json"])
+    made = report.render(records).splitlines()
+    said = re.compile(r"\*\*At equal |- \S+ − \S+ on |- Flatness at ")
+    shown = [line for line in README.splitlines() if said.match(line)]
+    assert shown == [line for line in made if said.match(line)][:12]
+    assert len(shown) == 12
+    # Kendall's τ of every measure, over all runs
+    pattern = re.compile(r"\| ([+−][\d.]+) \(95 %: ([+−][\d.]+) to ([+−][\d.]+); n = 72 runs")
+    found = [
+        [float(number.replace("−", "-")) for number in match.groups()]
+        for line in made
+        if (match := pattern.search(line))
+    ]
+    assert len(found) == 9
+    assert all(low < 0 < high for _, low, high in found)
+    low, high = (f"{end(tau for tau, _, _ in found):+.2f}".replace("-", "−") for end in (min, max))
+    between = f"Kendall's τ lies between {low} and {high}, with intervals that hold zero"
+    assert between in " ".join(README.split())
 
 
 def test_its_speed_is_that_of_the_committed_benchmarks():
     def of(name, field, part):
-        table = json.loads((ROOT / "results" / "speed" / f"{name}.json").read_text())
+        table = json.loads((RESULTS / "speed" / f"{name}.json").read_text())
         return [b["extra_info"][field] for b in table["benchmarks"] if part in b["name"]]
 
     (full,) = of("trainer", "ratio_to_plain_loop", "full-width")
@@ -58,7 +86,7 @@ def test_its_speed_is_that_of_the_committed_benchmarks():
     assert f"runs at {100 * share:.0f} % of the rate" in text
     assert f"takes {over_base:.2f} steps of its base" in text
     assert {f"{ratio:.1f}" for ratio in narrow} == {"2.1"}
-    assert "narrow networks of digits: 2.1 times" in text
+    assert "Networks of 16 channels on images of digits: 2.1 times" in text
     assert f"{min(sam):.1f} to {max(sam):.1f} times with SAM" in text
     assert f"{min(asam):.1f} to {max(asam):.1f} times with ASAM" in text
     assert f"moves {min(shares):.0f} to {max(shares):.0f} % of the bytes" in text
@@ -66,7 +94,7 @@ def test_its_speed_is_that_of_the_committed_benchmarks():
 
 def test_its_flatness_is_that_of_the_committed_records():
     """At equal epochs and at equal gradients, each mean over a cell's seeds."""
-    records = reading.collect([ROOT / "results" / "fashion" / "benchmark.json"])
+    records = reading.collect([RESULTS / "fashion" / "benchmark.json"])
     measures = [name for name in records[0].sharpness if not name.endswith("_error")]
 
     def mean(architecture, optimizer, measure):
@@ -91,7 +119,7 @@ def test_its_flatness_is_that_of_the_committed_records():
 
 
 def test_its_host_time_is_that_of_the_committed_benchmark():
-    table = json.loads((ROOT / "results" / "speed" / "host.json").read_text())
+    table = json.loads((RESULTS / "speed" / "host.json").read_text())
     times = [
         b["extra_info"]["host_microseconds"]
         for b in table["benchmarks"]
