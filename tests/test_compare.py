@@ -86,10 +86,12 @@ def test_full_path_decides_as_the_simulated_one():
         verdict = compare(*records, alarm=0.05)
         values = -np.log(errors), -np.log(new_errors)
         limit = alarms.prediction_limit(
-            values[0].mean(-1), values[0].std(-1, ddof=1), 10, 1 - 0.05 / 8, "lower", 3
+            values[0].mean(-1), values[0].std(-1, ddof=1), 10, 1 - 0.05 / alarms.CELLS, "lower", 3
         )
         failed = {
-            f"mine/resnet18/o{i}: test_accuracy" for i in range(8) if values[1][i].mean() < limit[i]
+            f"mine/resnet18/o{i}: test_accuracy"
+            for i in range(alarms.CELLS)
+            if values[1][i].mean() < limit[i]
         }
         assert names(verdict.failures) == failed
         decided.append(bool(failed))
@@ -106,8 +108,10 @@ def test_alarms_of_ten_thousand_grids_keep_the_stated_rate(n, new):
 
 
 def test_alarms_of_thresholds_keep_their_rate_too():
-    rate = alarms.threshold_alarms(alarms._normal, 10, 3)
-    assert 0.03 <= rate <= 0.048 + 3 * np.sqrt(0.048 * 0.952 / alarms.GRIDS)
+    rate = alarms.threshold_alarms(alarms._normal, alarms.BASELINE, alarms.NEW)
+    stated = (1 - alarms.LEVEL) * alarms.CELLS * alarms.MEASURES * alarms.NEW
+    assert stated < 0.05
+    assert 0.6 * stated <= rate <= stated + 3 * np.sqrt(stated / alarms.GRIDS)
 
 
 def test_skew_that_is_left_in_breaks_the_rate():
