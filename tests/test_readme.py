@@ -68,6 +68,24 @@ def test_its_sentences_on_digits_are_those_that_open_the_report():
     assert between in " ".join(README.split())
 
 
+def test_what_it_says_of_the_gate_is_what_the_simulation_found():
+    page = (ROOT / "docs" / "gate.md").read_text()
+    pattern = r"^\| (\w+) (\S+) +\|" + r" +([\d.]+) \|" * 5 + "$"
+    drops = {
+        f"{architecture}/{row}": (comparison, mean)
+        for architecture, row, _, _, comparison, mean, _ in re.findall(pattern, page, re.MULTILINE)
+    }
+    assert len(drops) == 12
+    found = [comparison for comparison, _ in drops.values() if float(comparison) <= 3]
+    text = " ".join(README.split())
+    assert f"9 times out of 10 in {len(found)} cells of 12" in text
+    for cell, (comparison, _) in drops.items():
+        if float(comparison) > 3:
+            assert re.search(rf"in {re.escape(cell)}[^.]*? {re.escape(comparison)}[.;]?", text)
+    worst = max(drops, key=lambda cell: float(drops[cell][1]))
+    assert f"({drops[worst][1]} points in {worst})" in text
+
+
 def test_its_speed_is_that_of_the_committed_benchmarks():
     def of(name, field, part):
         table = json.loads((RESULTS / "speed" / f"{name}.json").read_text())
@@ -81,7 +99,18 @@ def test_its_speed_is_that_of_the_committed_benchmarks():
     shares = [100 * a / b for a, b in zip(rate, copy, strict=True)]
     sam = of("step", "ratio_to_per_tensor", "-sam-eager")
     asam = of("step", "ratio_to_per_tensor", "-asam-eager")
+    plain, together = (
+        100 * statistics.median(of("sharpness", part, "test_price")) for part in ("plain", "all")
+    )
+    trace, eigenvalue = (
+        " and ".join(f"{ratio:.1f}" for ratio in of("sharpness", "ratio_to_usual", part))
+        for part in ("trace", "eigenvalue")
+    )
     text = " ".join(README.split())
+    assert f"take {plain:.0f} % of the time of the training" in text
+    assert f"with those at normalised logits {together:.0f} %" in text
+    assert f"comes {trace} times as fast" in text
+    assert f"its largest eigenvalue {eigenvalue} times" in text
     assert f"in bf16, passes {full:.1f} times as many images" in text
     assert f"runs at {100 * share:.0f} % of the rate" in text
     assert f"takes {over_base:.2f} steps of its base" in text
