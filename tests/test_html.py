@@ -364,6 +364,7 @@ def test_text_can_be_read_in_both_colour_schemes(opened, scheme):
 def test_figures_follow_the_colour_scheme(opened, scheme):
     """A figure's corner is the page's paper, and its darkest or lightest point the page's ink."""
     emulate(opened, 1280, 800, scheme)
+    opened.refresh()  # an image may have been drawn in the other scheme
     pixels = opened.execute_async_script(
         """
         const image = document.querySelector("figure img");
