@@ -118,7 +118,7 @@ def _files(protocol: str) -> tuple[str, str]:
 def _derivation(protocol: str, seeds: str, grid_seeds: int, level: float = LEVEL) -> str:
     name, output = _files(protocol)
     held = "" if grid_seeds == GRID_SEEDS else f" --grid-seeds {grid_seeds}"
-    held += "" if level == LEVEL else f" --level {level:g}"
+    held += "" if level == LEVEL else f" --level {level}"
     return (
         f"flatbench run --protocol {name} --seeds {seeds} --results baseline && "
         f"flatbench baseline baseline/{protocol}/records --output {output}{held}"
