@@ -119,11 +119,11 @@ def hutchinson(surface: LossSurface, products: int, seed: int) -> Tensor:
     return torch.stack(found)
 
 
-def trained(case: Case, folder: Path) -> tuple[Record, nn.Module]:
+def trained(case: Case, dataset: data.DataSet, folder: Path) -> tuple[Record, nn.Module]:
     """Train a case on the CPU as its protocol says, and return its record and its network."""
     weights = folder / "weights.safetensors"
     record = train(case, weights=weights)
-    model = setup.build_model(case, data.load_for(case.protocol))
+    model = setup.build_model(case, dataset)
     load_into(model, weights, torch.device("cpu"))
     return record, model.eval()
 
@@ -134,7 +134,7 @@ def surface(
 ) -> LossSurface:
     case = from_id(request.param)
     dataset = data.load_for(case.protocol)
-    _, model = trained(case, tmp_path_factory.mktemp("trained"))
+    _, model = trained(case, dataset, tmp_path_factory.mktemp("trained"))
     picked = measuring.examples(dataset, case.protocol.sharpness)
     images = dataset.normalise(dataset.train.images[picked])
     labels = setup.training_labels(case, dataset)[picked]
@@ -146,7 +146,7 @@ def surface(
 def test_price(benchmark: Any, where: torch.device, name: str, tmp_path: Path) -> None:
     case = from_id(name)
     dataset, rule = data.load_for(case.protocol), case.protocol.sharpness
-    record, model = trained(case, tmp_path)
+    record, model = trained(case, dataset, tmp_path)
     labels = setup.training_labels(case, dataset)
 
     def seconds(*names: str) -> float:

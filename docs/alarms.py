@@ -8,25 +8,32 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 from scipy import special, stats
 
+from flatbench import gate
 from flatbench.gate import compare
 from flatbench.gate.limits import Limit
 from flatbench.gate.scales import scaling_of
 from flatbench.gate.spread import PRIOR
 from flatbench.gate.verdict import Verdict
+from flatbench.protocols.reading import load
 from flatbench.records.quantities import TEST_ACCURACY, results_of
 from flatbench.records.record import Record
 from flatbench.records.sections import sections
 from flatbench.stats import FloatArray, prediction_limit
 
 GRIDS = 10_000
-ROWS, ARCHITECTURES = 6, 2  # of digits
+DIGITS = load("digits")
+THRESHOLDS = gate.read_thresholds(
+    Path(__file__).parents[1] / "benchmarks" / "thresholds" / "digits.toml"
+)
+ROWS, ARCHITECTURES = len(DIGITS.optimizers), len(DIGITS.model.names)
 CELLS = ROWS * ARCHITECTURES
-BASELINE, NEW = 20, 6  # seeds behind its thresholds, and of its grid
-LEVEL = 0.9997  # of its thresholds: 144 checks of a case
+BASELINE, NEW = len(THRESHOLDS.seeds), THRESHOLDS.grid_seeds
+LEVEL = THRESHOLDS.level
 MEASURES = 2  # test accuracy, sam_sharpness
 
 Draw = Callable[[np.random.Generator, tuple[int, ...]], FloatArray]

@@ -16,11 +16,11 @@ from flatbench.files import write_atomically
 from flatbench.records.reading import read
 
 DOCS = Path(__file__).parent
-BASELINE = DOCS.parent / "results" / "digits" / "baseline.json.gz"
+RECORDS = DOCS.parent / "results" / "digits" / "baseline.json.gz"
 PAGES: dict[str, Callable[[], str]] = {
     "protocols.md": keys.page,
     "answers.md": answers.page,
-    "gate.md": lambda: rates.page(read(BASELINE)),
+    "gate.md": lambda: rates.page(read(RECORDS)),
 }
 
 if __name__ == "__main__":

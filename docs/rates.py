@@ -190,7 +190,6 @@ def page(records: Sequence[Record], grids: int = GRIDS) -> str:
         varies="{:.2f} ± {:.2f}".format(*cells_vary(records)),
         varies_assumed=f"{float(special.polygamma(1, PRIOR / 2)):.2f}",
         n=len(thresholds.seeds),
-        grid_seeds=thresholds.grid_seeds,
     )
 
 
@@ -343,12 +342,12 @@ The same for thresholds: in the case of one seed, and in any of {new} seeds of a
 
 {case_power}
 
-In percentage points of test accuracy, for the digits grid with {n} baseline seeds and {grid_seeds}
+In percentage points of test accuracy, for the digits grid with {n} baseline seeds and {new}
 new ones:
 
 {digits}
 
-"One seed's bound" is that of a case, "drop: thresholds" what any of its {grid_seeds} cases finds;
+"One seed's bound" is that of a case, "drop: thresholds" what any of its {new} cases finds;
 the mean over them, which thresholds hold as well, finds "drop: mean". Ten seeds are the least that
 thresholds are made from.
 
