@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -18,6 +19,7 @@ from flatbench.options import (
     RESULTS,
     SELECTION,
     TRAINING,
+    WORKERS,
     add,
     assignment,
     count,
@@ -104,7 +106,7 @@ def _training_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
     listing.set_defaults(command=_list, protocol=None)
 
     run = commands.add_parser("run", help="train cases and write their records; no thresholds")
-    add(run.add_argument, SELECTION, MACHINE, RESULTS, TRAINING)
+    add(run.add_argument, SELECTION, MACHINE, WORKERS, RESULTS, TRAINING)
     run.add_argument("--fresh", action="store_true", help="train finished cases again")
     run.add_argument("--resume", action="store_true", help=argparse.SUPPRESS)  # as it is now
     run.set_defaults(command=_run)
@@ -203,13 +205,9 @@ def _run(options: argparse.Namespace) -> int:
 
     cases = _cases(options)
     bad = 0
-    with execution.start(
-        cases,
-        device=options.device,
-        workers=options.workers,
-        data_dir=options.data_dir,
-        store=Store(options.results, resume=not options.fresh, keep_weights=options.keep_weights),
-    ) as run:
+    store = Store(options.results, resume=not options.fresh, keep_weights=options.keep_weights)
+    machine = execution.machine_of(partial(getattr, options))
+    with execution.start(cases, machine, store) as run:
         for case in cases:
             record = execution.follow(run, case, sys.stderr)
             bad += record.status != "completed"

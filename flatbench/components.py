@@ -203,11 +203,20 @@ def digest(path: Path) -> str:
     Of a package's ``__init__.py`` they are over all of the package.
     """
     content = hashlib.sha256()
-    is_package = path.name == "__init__.py"
-    files = path.parent.rglob("*.py") if is_package else _with_neighbours(path)
-    for file in sorted(files):
+    for file in sorted(_files_with(path)):
         content.update(file.read_bytes())
     return content.hexdigest()[:12]
+
+
+def files(reference: str, folder: Path) -> set[Path]:
+    """Return the files that a reference to a file needs, its own among them; else none."""
+    in_file = _IN_FILE.fullmatch(reference)
+    return set() if in_file is None else _files_with((folder / in_file[1]).resolve())
+
+
+def _files_with(path: Path) -> set[Path]:
+    is_package = path.name == "__init__.py"
+    return set(path.parent.rglob("*.py")) if is_package else _with_neighbours(path)
 
 
 def _with_neighbours(path: Path) -> set[Path]:

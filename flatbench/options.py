@@ -102,8 +102,20 @@ RESULTS: Final[Options] = {
         "help": f"default: results, or results/local where results holds {PUBLISHED}",
     },
 }
-TRAINING: Final[Options] = {
+WORKERS: Final[Options] = {
     "workers": {"type": count, "help": "processes (default: one a core, or one a GPU)"},
+    "workers-per-gpu": {"type": count, "default": 1, "help": "that share a GPU (default: 1)"},
+    "engine": {
+        "choices": ("local", "ray"),
+        "default": "local",
+        "help": "this machine (default), or a Ray cluster: pip install flatbench[ray]",
+    },
+    "address": {
+        "help": "of the Ray cluster: auto, or ray://HOST:PORT (default: one on this machine, "
+        "stopped afterwards)",
+    },
+}
+TRAINING: Final[Options] = {
     "keep-weights": {"action": "store_true", "help": "keep the final weights"},
 }
 GATE: Final[Options] = {
@@ -130,7 +142,7 @@ GRID: Final[Options] = {
         "help": "compare the grid with this baseline: records, or thresholds",
     },
 }
-PYTEST: Final = (SELECTION, MACHINE, RESULTS, TRAINING, GRID, GATE)
+PYTEST: Final = (SELECTION, MACHINE, WORKERS, RESULTS, TRAINING, GRID, GATE)
 
 
 def add(to: Callable[..., object], *groups: Options) -> None:

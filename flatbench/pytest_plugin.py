@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -216,10 +217,8 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
         _usage(),
         execution.start(
             cases,
-            device=_option(config, "device"),
-            workers=_option(config, "workers"),
-            data_dir=_option(config, "data_dir"),
-            store=Store(
+            execution.machine_of(partial(_option, config)),
+            Store(
                 _option(config, "results"),
                 resume=_option(config, "resume"),
                 keep_weights=_option(config, "keep_weights"),
@@ -310,6 +309,8 @@ def pytest_terminal_summary(
     path = _folder(config) / f"{_stem(config, 'report')}.md"
     write_atomically(path, report.render(records, protocols=protocols).encode())
     terminalreporter.write_sep("=", "flatbench")
+    for note in config.stash[RUN].progress.notes:
+        terminalreporter.write_line(note)
     terminalreporter.write_line(report.render(records, protocols=protocols, brief=True))
     terminalreporter.write_line(f"every measure and test: {path}")
     terminalreporter.write_line(_said(config))

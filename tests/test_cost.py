@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from flatbench.errors import UsageError
+from flatbench.execution import Machine
 from flatbench.optim import SAM
 from flatbench.protocols.cases import Case
 from flatbench.study import cost
 from flatbench.study.cost import beside, state_bytes
-from flatbench.study.runs import Machine
 from flatbench.training.bygroup import ByGroup, Rule
 from tests import tiny
 

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch.torch_version import TorchVersion
 
-from flatbench import data
-from flatbench.execution import local
+from flatbench import data, execution
 from flatbench.protocols.cases import grid
 from flatbench.protocols.reading import load
 from flatbench.training import graph, setup, step, trainer
@@ -515,7 +514,7 @@ def test_a_case_through_the_engine(tmp_path, place):
     path = tmp_path / "tiny.toml"
     path.write_text(TINY)
     (case,) = grid(load(str(path)), seeds=[0])
-    with local.start([case], device=place, workers=1) as run:
+    with execution.start([case], execution.Machine(place, workers=1)) as run:
         record = run.futures[case.id].result()
     assert (record.status, record.reason) == ("completed", None)
     assert record.provenance["device_kind"] == "cuda"

@@ -13,8 +13,7 @@ import pytest
 import torch
 
 import flatbench
-from flatbench import cli
-from flatbench.execution import local
+from flatbench import cli, execution
 from flatbench.records import provenance
 from flatbench.study import info
 
@@ -75,7 +74,7 @@ def test_the_whole_screen_on_this_machine(tmp_path, monkeypatch):
     assert rows["python"].startswith(f"{platform.python_version()}, ")
     assert rows["torch"].startswith(f"{torch.__version__}, built for ")
     assert rows["processor"] == provenance.processor()
-    assert rows["cores"].startswith(f"{local.cores()} usable, ")
+    assert rows["cores"].startswith(f"{execution.cores()} usable, ")
     if not torch.cuda.is_available():
         assert rows["CUDA devices"].startswith("none: torch finds no CUDA device")
         assert rows["SAM's auto"].startswith("eager on cpu: ")

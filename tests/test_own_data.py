@@ -455,7 +455,7 @@ def test_a_changed_file_is_another_key(tmp_path):
         np.savez(tmp_path / "mine.npz", images=images, labels=labels)
         settings = protocol(tmp_path, {"npz": "mine.npz"})
         (sgd, _) = grid(settings)
-        keys.add(identity.key(sgd, data.load_for(settings), torch.device("cpu"), {}))
+        keys.add(identity.key(sgd, data.load_for(settings), [], {}))
     assert len(keys) == 2
 
 

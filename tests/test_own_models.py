@@ -8,10 +8,9 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from flatbench import data
+from flatbench import data, execution
 from flatbench.cli import main
 from flatbench.errors import UsageError
-from flatbench.execution import local
 from flatbench.files import write_json
 from flatbench.landscape.solutions import solution
 from flatbench.protocols.cases import Case
@@ -292,7 +291,7 @@ def test_the_check_comes_before_anything_trains_once_an_architecture(tmp_path, m
     monkeypatch.setattr(setup, "check_model", lambda c, d: (seen.append(c.id), check(c, d)))
     store = Store(tmp_path / "results")
     with pytest.raises(UsageError, match=r"got float32 of shape \[2, 20\]"):
-        local.start(cases, device="cpu", store=store).__enter__()
+        execution.start(cases, execution.Machine("cpu"), store).__enter__()
     assert [name.split("/")[1] for name in seen] == ["resnet18", "own"]
     assert not store.results.exists()
 

@@ -145,15 +145,21 @@ def test_all_that_a_training_imports_is_hashed_or_bears_on_no_number():
     assert loaded - hashed == others
 
 
-KEY = ("0123456789ab", 0, CPU, "data")
+KEY = ("0123456789ab", 0, ("a machine",), "data")
+
+
+def key_here(device=CPU):
+    cell, seed, _, data = KEY
+    return provenance.key(cell, seed, provenance.machine(device), data)
 
 
 @pytest.mark.parametrize(
     "other",
     [
-        ("0123456789ac", 0, CPU, "data"),
-        ("0123456789ab", 1, CPU, "data"),
-        ("0123456789ab", 0, CPU, "other data"),
+        ("0123456789ac", 0, KEY[2], "data"),
+        ("0123456789ab", 1, KEY[2], "data"),
+        ("0123456789ab", 0, KEY[2], "other data"),
+        ("0123456789ab", 0, ("another",), "data"),
         (*KEY, ["./lion.py:Lion lion.py 0123456789ab"]),
     ],
 )
@@ -174,15 +180,14 @@ def test_the_key_is_of_the_case_its_data_and_its_code(other):
     ids=["torch", "sklearn", "sources", "processor", "instructions", "onednn"],
 )
 def test_the_key_is_of_what_computes(monkeypatch, change):
-    before = provenance.key(*KEY)
+    before = key_here()
     change(monkeypatch)
-    assert provenance.key(*KEY) != before
+    assert key_here() != before
 
 
 def test_the_key_is_of_the_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda where: "a GPU")
-    cell, seed, _, data = KEY
-    assert provenance.key(cell, seed, torch.device("cuda"), data) != provenance.key(*KEY)
+    assert key_here(torch.device("cuda")) != key_here()
 
 
 def test_what_a_run_on_a_cpu_says():

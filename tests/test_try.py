@@ -2,15 +2,13 @@
 
 import dataclasses
 import json
-import multiprocessing
 import shutil
-import threading
 from pathlib import Path
 
 import pytest
 
 from flatbench import cli
-from flatbench.execution import local
+from flatbench.execution import Machine, local, work
 from flatbench.protocols.cases import Case
 from flatbench.protocols.reading import load
 from flatbench.records.reading import collect
@@ -20,7 +18,7 @@ from flatbench.report.comparisons import Question
 from flatbench.study.answer import answer
 from flatbench.study.attempt import Request, with_mine
 from flatbench.study.equal_terms import questions_of
-from flatbench.study.runs import Machine, train
+from flatbench.study.runs import train
 from tests import tiny
 from tests.synthetic import record
 
@@ -63,23 +61,22 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-class Worker(threading.Thread):
-    def terminate(self):
-        """Threads end by themselves, once their pipe is closed."""
+class Threads(local.Local):
+    """This machine's engine, with a thread in the place of a worker process."""
+
+    def _train(self, case, job, on_epoch):
+        under_way = work.attempt(case, job, "cpu")
+        while True:
+            try:
+                on_epoch(*next(under_way))
+            except StopIteration as end:
+                return end.value
 
 
 @pytest.fixture(autouse=True)
 def workers_are_threads(monkeypatch, one_thread):
     """A worker of its own process imports torch first: tests/test_engine.py has those."""
-
-    def spawn(job):
-        ours, theirs = multiprocessing.Pipe()
-        worker = Worker(target=local._work, args=(theirs, job), daemon=True)
-        worker.start()
-        return worker, ours
-
-    monkeypatch.setattr(local.signal, "signal", lambda *_: None)  # for a main thread alone
-    monkeypatch.setattr(local, "_spawn", spawn)
+    monkeypatch.setattr(local, "Local", Threads)
     monkeypatch.setattr("flatbench.study.cost.ROUNDS", 4)
 
 
@@ -169,7 +166,9 @@ def test_whose_the_other_runs_are(folder, monkeypatch, capsys):
 def test_adam_with_other_seeds_under_another_name_is_not_better(folder):
     protocol = tiny.protocol(folder, table(optimizers={"adam": ADAM}, tuning=None, sharpness={}))
     runs = train(
-        [Case(protocol, "resnet18", "adam", s) for s in range(10)], Machine("cpu", 1), Store(folder)
+        [Case(protocol, "resnet18", "adam", s) for s in range(10)],
+        Machine("cpu", workers=1),
+        Store(folder),
     )
     mine = [dataclasses.replace(r, optimizer="lion", seed=r.seed - 5) for r in runs if r.seed >= 5]
     (section,) = sections([*(r for r in runs if r.seed < 5), *mine], [protocol])

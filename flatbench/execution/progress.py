@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import shutil
 import time
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from flatbench.records.record import Epoch, Record
 
 @dataclass
 class Progress:
-    """How far a run has come; written by the feeding threads, read by whoever shows it."""
+    """How far a run has come; written by an engine's threads, read by whoever shows it."""
 
     cases: Sequence[Case]
     started: float = field(default_factory=time.monotonic)
@@ -25,6 +26,7 @@ class Progress:
     reused: set[str] = field(default_factory=set)  # finished before this run
     latest: tuple[Case, int, Epoch] | None = None
     epochs_done: dict[str, int] = field(default_factory=dict)
+    notes: deque[str] = field(default_factory=deque)  # what happened, and was not shown yet
 
     def line(self) -> str:
         """Return one line: cases done, the newest epoch, loss and accuracy, time left."""
@@ -81,20 +83,31 @@ class Run:
 def follow(run: Run, case: Case, stream: TextIO, below_column: int | None = None) -> Record:
     """Wait for a case's record; if the stream is a terminal, it shows a live line meanwhile.
 
-    With ``below_column`` the line stands below the current one, and the cursor goes back to that
-    column (from 1) of it.
+    What the run notes, such as that a worker died, is written whatever the stream is. With
+    ``below_column`` the live line stands below the current one, and the cursor goes back to that
+    column (from 1) of it; there is no place for notes there, and they are left to the caller.
     """
     future = run.futures[case.id]
-    if not stream.isatty() or future.done():
-        return future.result()
-    if below_column:
+    is_live = stream.isatty() and not future.done()
+    if is_live and below_column:
         stream.write("\n")
     while not future.done():
-        line = run.progress.line()[: shutil.get_terminal_size().columns - 1]
-        stream.write(f"\r{line}\x1b[K")
-        stream.flush()
+        if is_live:
+            line = run.progress.line()[: shutil.get_terminal_size().columns - 1]
+            stream.write(f"\r{line}\x1b[K")
+            stream.flush()
         concurrent.futures.wait([future], timeout=0.5)
-    up = f"\x1b[1A\x1b[{below_column}G" if below_column else ""
-    stream.write(f"\r\x1b[K{up}")
-    stream.flush()
+        if not below_column:
+            _write_notes(run.progress, stream, is_live)
+    if is_live:
+        up = f"\x1b[1A\x1b[{below_column}G" if below_column else ""
+        stream.write(f"\r\x1b[K{up}")
+        stream.flush()
     return future.result()
+
+
+def _write_notes(progress: Progress, stream: TextIO, is_live: bool) -> None:
+    while progress.notes:
+        wipe = "\r\x1b[K" if is_live else ""
+        stream.write(f"{wipe}{progress.notes.popleft()}\n")
+        stream.flush()

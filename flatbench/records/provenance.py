@@ -55,23 +55,27 @@ def source_hash() -> str:
     return digest.hexdigest()[:12]
 
 
+def machine(device: torch.device) -> tuple[str, ...]:
+    """Return what a run's bits depend on where it is: packages, the device, its instructions."""
+    return (
+        *(torch.__version__, sklearn.__version__),
+        *(_device_name(device), torch.backends.cpu.get_cpu_capability(), _onednn()),
+    )
+
+
 def key(
-    cell_hash: str, seed: int, device: torch.device, data: str, sources: Iterable[str] = ()
+    cell_hash: str, seed: int, where: Iterable[str], data: str, sources: Iterable[str] = ()
 ) -> str:
     """Return 12 hex digits that two runs share if one can stand for the other, bit for bit.
 
     Args:
         cell_hash: stands for the protocol's content for the case.
         seed: the case's.
-        device: where the run is; its name and what torch makes of the processor count.
+        where: what `machine` returned there.
         data: the digest of the data.
         sources: what identifies the code that the case names beside flatbench's own.
     """
-    parts = [
-        *(cell_hash, str(seed), source_hash(), data, *sources),
-        *(torch.__version__, sklearn.__version__),
-        *(_device_name(device), torch.backends.cpu.get_cpu_capability(), _onednn()),
-    ]
+    parts = [cell_hash, str(seed), source_hash(), data, *sources, *where]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from flatbench import components
 from flatbench.errors import UsageError
+from flatbench.execution import Machine
 from flatbench.protocols.cases import Case, grid, selected
 from flatbench.protocols.protocol import OPTIMIZERS, Protocol, Row
 from flatbench.protocols.reading import PROTOCOLS, SHORT_OPTIONS, read_row
@@ -24,7 +25,7 @@ from flatbench.records.sections import Section, sections
 from flatbench.records.store import Store
 from flatbench.study.answer import Answer, answer
 from flatbench.study.equal_terms import questions_of
-from flatbench.study.runs import Machine, train
+from flatbench.study.runs import train
 from flatbench.study.tune import Tuned, tune
 from flatbench.study.tuning_report import edges_text, outcome_text, values_text
 from flatbench.text import ranges

@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, get_args
 
@@ -18,7 +19,7 @@ from flatbench.options import (
     MACHINE,
     RESULTS,
     SELECTION,
-    TRAINING,
+    WORKERS,
     assignment,
     count,
     names,
@@ -57,7 +58,7 @@ def _add_tune(commands: argparse._SubParsersAction[Any]) -> None:
         MACHINE,
         RESULTS,
     )
-    shared.add(tune.add_argument, {"workers": TRAINING["workers"]})
+    shared.add(tune.add_argument, WORKERS)
     tune.add_argument("--trials", type=count, help="a row and architecture (default: [tuning]'s)")
     tune.add_argument(
         "--output",
@@ -68,10 +69,10 @@ def _add_tune(commands: argparse._SubParsersAction[Any]) -> None:
 
 
 def _tune(options: argparse.Namespace) -> int:
+    from flatbench.execution import machine_of
     from flatbench.files import write_atomically
     from flatbench.records.store import Store
     from flatbench.study import tuning_report, winners
-    from flatbench.study.runs import machine_of
     from flatbench.study.trials import tuning_of
     from flatbench.study.tune import tune
 
@@ -86,7 +87,7 @@ def _tune(options: argparse.Namespace) -> int:
         protocol,
         options.optimizers,
         options.architectures,
-        machine=machine_of(options),
+        machine=machine_of(partial(getattr, options)),
         store=Store(options.results, resume=True),
     )
     if not found.without_winner:
@@ -137,7 +138,7 @@ def _add_try(commands: argparse._SubParsersAction[Any]) -> None:
     )
     kept = {name: option for name, option in SELECTION.items() if name != "optimizers"}
     kept["architectures"] = {**kept["architectures"], "help": "default: the protocol's first"}
-    shared.add(attempt.add_argument, kept, MACHINE, RESULTS, {"workers": TRAINING["workers"]})
+    shared.add(attempt.add_argument, kept, MACHINE, WORKERS, RESULTS)
     attempt.set_defaults(command=_try)
 
 
@@ -162,11 +163,11 @@ def better_than(text: str) -> str:
 
 def _try(options: argparse.Namespace) -> int:
     from flatbench import report
+    from flatbench.execution import machine_of
     from flatbench.files import write_atomically, write_json
     from flatbench.records.store import Store
     from flatbench.study import cost, sentences
     from flatbench.study.attempt import Request, Untrainable, attempt, name_of
-    from flatbench.study.runs import machine_of
 
     protocol = load(options.protocol)
     if options.no_tuning and (options.tune or options.trials):
@@ -189,7 +190,7 @@ def _try(options: argparse.Namespace) -> int:
         if row not in (options.against or protocol.optimizers):
             rows = ", ".join(options.against or protocol.optimizers)
             raise UsageError(f"--require better-than must be one of {rows}, got {row!r}")
-    machine, folder = machine_of(options), options.results / name_of(request)
+    machine, folder = machine_of(partial(getattr, options)), options.results / name_of(request)
     store = Store(folder, resume=True)
     try:
         found = attempt(request, machine, store, lambda line: print(line, flush=True))
@@ -287,9 +288,9 @@ def _add_sharpness(commands: argparse._SubParsersAction[Any]) -> None:
 
 
 def _sharpness(options: argparse.Namespace) -> int:
+    from flatbench.execution import Machine
     from flatbench.files import write_json
     from flatbench.study import trained
-    from flatbench.study.runs import Machine
 
     protocol = _measured_protocol(options)
     found = trained.measure(
@@ -297,7 +298,7 @@ def _sharpness(options: argparse.Namespace) -> int:
         options.architecture or protocol.model.names[0],
         options.weights,
         options.measures or get_args(Measure),
-        Machine(options.device, None, options.data_dir),
+        Machine(options.device, data_dir=options.data_dir),
         seed=options.seed,
         normalises=not options.no_normalisation,
     )

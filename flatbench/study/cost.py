@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from flatbench import data
+from flatbench.execution import Machine
 from flatbench.protocols.cases import Case
-from flatbench.study.runs import Machine
 from flatbench.training import devices
 from flatbench.training.run import Run, close
 from flatbench.training.setup import prepare

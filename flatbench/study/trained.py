@@ -19,13 +19,13 @@ from tqdm import tqdm
 
 from flatbench import components, data
 from flatbench.errors import UsageError
+from flatbench.execution import Machine
 from flatbench.models import ARCHITECTURES
 from flatbench.protocols.cases import Case, grid
 from flatbench.protocols.protocol import DATA_SETS, Protocol
 from flatbench.protocols.reading import from_table
 from flatbench.records import provenance
 from flatbench.records.quantities import CLEAN, NORMALISED
-from flatbench.study.runs import Machine
 from flatbench.study.weights import load_into
 from flatbench.text import did_you_mean
 from flatbench.training import devices, identity, measuring, setup, task

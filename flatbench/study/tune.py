@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from flatbench.execution import Machine
 from flatbench.protocols.cases import grid
 from flatbench.protocols.protocol import Protocol
 from flatbench.records.quantities import Quantity, outcome_of, value_of
 from flatbench.records.record import Record
 from flatbench.records.store import Store
 from flatbench.stats import summary
-from flatbench.study.runs import Machine, train
+from flatbench.study.runs import train
 from flatbench.study.space import is_at_edge, points
 from flatbench.study.trials import trial_name, trials_of, tuning_of
 

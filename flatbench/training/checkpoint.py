@@ -43,15 +43,26 @@ def load(path: Path, key: str) -> dict[str, Any] | None:
         if not candidate.exists():
             continue
         content = candidate.read_bytes()
-        digest, content = content[:_DIGEST], content[_DIGEST:]
-        if hashlib.sha256(content).digest() != digest:
+        if not _is_whole(content):
             warnings.warn(f"{candidate}: the checkpoint is damaged; not used", stacklevel=2)
             continue
         # the random generators' states are CPU tensors wherever the generators live
-        state: dict[str, Any] = torch.load(io.BytesIO(content), "cpu", weights_only=True)
+        state: dict[str, Any] = torch.load(io.BytesIO(content[_DIGEST:]), "cpu", weights_only=True)
         if state["key"] == key:
             return state
     return None
+
+
+def whole(path: Path) -> bytes | None:
+    """Return the newest whole checkpoint's file, as `save` wrote it, or None."""
+    for candidate in (path, _previous(path)):
+        if candidate.exists() and _is_whole(content := candidate.read_bytes()):
+            return content
+    return None
+
+
+def _is_whole(content: bytes) -> bool:
+    return hashlib.sha256(content[_DIGEST:]).digest() == content[:_DIGEST]
 
 
 def remove(path: Path) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-import torch
+from collections.abc import Iterable, Mapping
 
 from flatbench import components, data
 from flatbench.protocols.cases import Case
@@ -25,10 +23,10 @@ def sources(case: Case) -> dict[str, str]:
     return found
 
 
-def key(case: Case, dataset: data.DataSet, where: torch.device, found: Mapping[str, str]) -> str:
-    """Return what identifies a case's run on a device; see `flatbench.records.provenance.key`.
+def key(case: Case, dataset: data.DataSet, machine: Iterable[str], found: Mapping[str, str]) -> str:
+    """Return what identifies a case's run on a machine; see `flatbench.records.provenance.key`.
 
     ``found`` is what `sources` returned of the case.
     """
     behind = [f"{reference} {source}" for reference, source in found.items()]
-    return provenance.key(case.cell_hash(), case.seed, where, dataset.digest, behind)
+    return provenance.key(case.cell_hash(), case.seed, machine, dataset.digest, behind)

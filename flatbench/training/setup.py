@@ -18,6 +18,7 @@ from flatbench.errors import UsageError
 from flatbench.optim import SAM
 from flatbench.protocols.cases import Case
 from flatbench.protocols.protocol import LOSS
+from flatbench.records import provenance
 from flatbench.training import devices, graph, identity, optimizers, stepping, task
 from flatbench.training.run import Run, Stepping, snapshot
 from flatbench.training.step import take_step
@@ -105,7 +106,7 @@ def prepare(case: Case, dataset: data.DataSet) -> Run:
         shuffle=stream(case.seed, "batches"),
         crops=stream(case.seed, "augmentation", where),
         components=components,
-        key=identity.key(case, dataset, where, components),
+        key=identity.key(case, dataset, provenance.machine(where), components),
     )
     run.step = functools.partial(take_step, run)
     if where.type == "cuda":

@@ -11,7 +11,7 @@ import math
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,38 @@ def train(
     resume: bool = False,
     weights: Path | None = None,
 ) -> Record:
-    """Train one case from its seed and return what was measured.
+    """Train one case as `epochs` does, and return its record.
+
+    ``on_epoch(number, epoch)`` is called after each epoch, from 1.
+    """
+    under_way = epochs(
+        case,
+        device_name=device_name,
+        data_dir=data_dir,
+        checkpoints=checkpoints,
+        resume=resume,
+        weights=weights,
+    )
+    while True:
+        try:
+            number, epoch = next(under_way)
+        except StopIteration as end:
+            record: Record = end.value
+            return record
+        if on_epoch is not None:
+            on_epoch(number, epoch)
+
+
+def epochs(
+    case: Case,
+    *,
+    device_name: str = "cpu",
+    data_dir: Path | None = None,
+    checkpoints: Path | None = None,
+    resume: bool = False,
+    weights: Path | None = None,
+) -> Generator[tuple[int, Epoch], None, Record]:
+    """Train one case from its seed, yield each epoch with its number, and return what was measured.
 
     Within one machine, torch build and thread count the record depends on the case alone, bit for
     bit, timings aside. ``on_epoch(number, epoch)`` is called after each epoch, from 1.
@@ -76,18 +107,14 @@ def train(
     run = prepare(case, dataset)
     run.warm_up_seconds = warm_up_seconds
     try:
-        return _train(run, on_epoch, checkpoints, resume, weights)
+        return (yield from _train(run, checkpoints, resume, weights))
     finally:
         close(run)
 
 
 def _train(
-    run: Run,
-    on_epoch: Callable[[int, Epoch], None] | None,
-    checkpoints: Path | None,
-    resume: bool,
-    weights: Path | None,
-) -> Record:
+    run: Run, checkpoints: Path | None, resume: bool, weights: Path | None
+) -> Generator[tuple[int, Epoch], None, Record]:
     case, where = run.case, run.where
     # Before and after the training, so that a machine that slows down meanwhile shows in the mean.
     calibration = [meter.calibration_seconds(where)]
@@ -107,8 +134,7 @@ def _train(
         run.history.append(epoch)
         for name, value in _measure(run, case.protocol.sharpness.every_epoch, number).items():
             run.sharpness_history.setdefault(name, []).append(value)
-        if on_epoch is not None:
-            on_epoch(number, epoch)
+        yield number, epoch
         # The last one took `cost` seconds: with this pause the share of writing stays constant,
         # whether an epoch takes a second or an hour.
         now = time.perf_counter()

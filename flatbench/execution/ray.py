@@ -1,0 +1,401 @@
+"""A Ray cluster: a task for each case, on whatever machine of it has room.
+
+    submit ─> the watching thread ─> a task on a node
+                      └<── its messages: epochs, checkpoints, the record ──┘
+
+Ray schedules, carries messages and notices what has died. It does not retry: `run` does, from the
+newest checkpoint. Each attempt has a stream of its own, which is dropped with the attempt: what a
+machine that was given up still sends reaches nobody.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from flatbench import components
+from flatbench.errors import UsageError
+from flatbench.execution import work
+from flatbench.execution.engine import Job, OnEpoch, WorkerDied
+from flatbench.files import write_atomically
+from flatbench.protocols.cases import Case
+from flatbench.records.record import Record
+from flatbench.training import checkpoint
+
+if TYPE_CHECKING:
+    from flatbench.execution.run import Machine
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before Ray is imported
+
+LOOK = 0.05  # seconds between two looks at what has come
+STREAM_SHARE = 0.01  # of the time, at most, for sending checkpoints; writing them takes as much
+
+
+@dataclass
+class _Attempt:
+    case: Case
+    job: Job
+    on_epoch: OnEpoch
+    future: Future[Record]
+    node: str = ""  # the id of the node that has begun it
+
+
+class Ray:
+    """The engine of a cluster: one that is there, or one on this machine that ends with the run.
+
+    Raises:
+        UsageError: Ray is not installed, no cluster is at the address, it has no GPU where one was
+            demanded, or a file that a protocol refers to lies outside the protocol's folder.
+    """
+
+    def __init__(self, machine: Machine, workers: int, cases: Sequence[Case]) -> None:
+        self._staging = tempfile.TemporaryDirectory(prefix="flatbench-")
+        self._folders = _stage(cases, Path(self._staging.name))
+        self._ray = _connected(machine, workers, self._staging.name if self._folders else None)
+        self._device, self._resources = _resources(self._ray, machine)
+        self._limit = machine.workers
+        self._remote = self._ray.remote(_messages).options(
+            num_returns="streaming", max_retries=0, **self._resources
+        )
+        self._waiting: queue.SimpleQueue[_Attempt] = queue.SimpleQueue()
+        self._running: dict[Any, _Attempt] = {}  # by the stream of its messages
+        self._kinds: dict[str, str] = {}  # the kind of GPU that a case was begun with
+        self._marks: dict[Path, Path] = {}
+        self._closing = threading.Event()
+        self._watcher = ThreadPoolExecutor(1, "flatbench-ray")
+        self._watcher.submit(self._watch)
+
+    def machines(self) -> tuple[tuple[str, ...], ...]:
+        """Return what each node is that takes cases, by a task on each."""
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
+
+        gpus = self._resources["num_gpus"]
+        remote = self._ray.remote(_machine).options(num_cpus=0, num_gpus=gpus)
+        asked = [
+            remote.options(scheduling_strategy=On(node["NodeID"], soft=False)).remote(self._device)
+            for node in self._ray.nodes()
+            if node["Alive"] and node["Resources"].get("GPU" if gpus else "CPU")
+        ]
+        return tuple(dict.fromkeys(self._ray.get(asked)))
+
+    def submit(self, case: Case, job: Job, on_epoch: OnEpoch) -> Future[Record]:
+        """Hand a case to the cluster; see `Engine.submit`."""
+        future: Future[Record] = Future()
+        if self._closing.is_set():
+            future.cancel()
+        else:
+            self._waiting.put(_Attempt(case, job, on_epoch, future))
+        return future
+
+    def close(self) -> None:
+        """Cancel what runs and leave the cluster; one of our own ends."""
+        self._closing.set()
+        self._watcher.shutdown()
+        for stream in self._running:
+            self._ray.cancel(stream, force=True)
+        for attempt in (*self._running.values(), *_drained(self._waiting)):
+            attempt.future.cancel()
+        self._ray.shutdown()
+        for mark in self._marks.values():
+            mark.unlink(missing_ok=True)
+        self._staging.cleanup()
+
+    def _watch(self) -> None:
+        """Begin what waits and read what comes, until the engine is closed."""
+        try:
+            while not self._closing.is_set():
+                while len(self._running) < (self._limit or float("inf")):
+                    if self._waiting.empty():
+                        break
+                    self._begin(self._waiting.get())
+                if self._running:
+                    streams = list(self._running)
+                    for stream in self._ray.wait(streams, num_returns=len(streams), timeout=LOOK)[
+                        0
+                    ]:
+                        self._read(stream)
+                else:
+                    self._closing.wait(LOOK)
+        except BaseException as error:
+            # else whoever waits for a case would wait for ever
+            for attempt in (*self._running.values(), *_drained(self._waiting)):
+                attempt.future.set_exception(error)
+            raise
+
+    def _begin(self, attempt: _Attempt) -> None:
+        case, job = attempt.case, attempt.job
+        task, kept = self._remote, None
+        if job.checkpoint is not None:
+            _take_over(job.checkpoint)
+            if job.resume and (content := checkpoint.whole(job.checkpoint)) is not None:
+                kept = self._ray.put(content)
+                # It is of use on the kind of device that wrote it alone.
+                kind = self._kinds.get(case.id)
+                if kind is not None and f"accelerator_type:{kind}" in self._ray.cluster_resources():
+                    task = task.options(accelerator_type=kind)
+        about = _About(
+            self._device, self._folders.get(case.protocol.folder), _source_hash(), self._mark(job)
+        )
+        self._running[task.remote(case, job, about, kept)] = attempt
+
+    def _mark(self, job: Job) -> Path | None:
+        """Return a file by which a node sees that it shares the folder of the results."""
+        if job.checkpoint is None:
+            return None
+        folder = job.checkpoint.parent
+        if folder not in self._marks:
+            folder.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=folder, prefix=".shared-")
+            os.close(handle)
+            self._marks[folder] = Path(name).resolve()
+        return self._marks[folder]
+
+    def _read(self, stream: Any) -> None:
+        """Take one message of an attempt's."""
+        from ray.exceptions import RayError, RayTaskError
+
+        attempt = self._running[stream]
+        try:
+            kind, content = self._ray.get(next(stream))
+        except StopIteration:
+            self._end(stream, WorkerDied("it ended without a record"))
+        except RayTaskError as error:  # a fault of ours: what a case raises is in its record
+            self._end(stream, error)
+        except RayError as error:
+            line = str(error).strip().partition("\n")[0] or "no more is known"
+            is_lost = not self._is_alive(attempt.node)
+            self._end(stream, WorkerDied(f"{type(error).__name__}: {line}", is_lost))
+        else:
+            self._take(stream, attempt, kind, content)
+
+    def _take(self, stream: Any, attempt: _Attempt, kind: str, content: Any) -> None:
+        job = attempt.job
+        if kind == "begun":
+            attempt.node = content
+            if (gpu := self._gpu_of(content)) is not None:
+                self._kinds[attempt.case.id] = gpu
+        elif kind == "epoch":
+            attempt.on_epoch(*content)
+        elif kind == "checkpoint" and job.checkpoint is not None:
+            write_atomically(job.checkpoint, content)
+        elif kind == "weights" and job.weights is not None:
+            write_atomically(job.weights, content)
+        elif kind == "record":
+            self._end(stream, content)
+
+    def _end(self, stream: Any, result: Record | Exception) -> None:
+        attempt = self._running.pop(stream)
+        if attempt.job.checkpoint is not None:
+            _take_over(attempt.job.checkpoint)
+        if isinstance(result, Exception):
+            attempt.future.set_exception(result)
+        else:
+            attempt.future.set_result(result)
+
+    def _is_alive(self, node: str) -> bool:
+        return not node or any(n["NodeID"] == node and n["Alive"] for n in self._ray.nodes())
+
+    def _gpu_of(self, node: str) -> str | None:
+        """Return the kind of a node's GPU, as Ray names it."""
+        resources = next((n["Resources"] for n in self._ray.nodes() if n["NodeID"] == node), {})
+        kinds = [k.partition(":")[2] for k in resources if k.startswith("accelerator_type:")]
+        return kinds[0] if kinds and self._resources["num_gpus"] else None
+
+
+def _drained(waiting: queue.SimpleQueue[_Attempt]) -> Iterator[_Attempt]:
+    while not waiting.empty():
+        yield waiting.get()
+
+
+# --- the driver's side, before anything runs
+
+
+def _connected(machine: Machine, workers: int, working_dir: str | None) -> Any:
+    """Return the module `ray`, connected to the cluster."""
+    try:
+        import ray
+    except ImportError:
+        raise UsageError("--engine ray needs Ray: pip install flatbench[ray]") from None
+    options: dict[str, Any] = {"runtime_env": {"working_dir": working_dir} if working_dir else None}
+    if machine.address is None:
+        options |= {"address": "local", "num_cpus": workers, "include_dashboard": False}
+    else:
+        options["address"] = machine.address
+    try:
+        ray.init(logging_level="ERROR", **options)
+    except (ConnectionError, ValueError) as error:
+        line = str(error).strip().partition("\n")[0]
+        raise UsageError(
+            f"--address must be a Ray cluster's, got {machine.address}: {line}"
+        ) from None
+    return ray
+
+
+def _resources(ray: Any, machine: Machine) -> tuple[str, dict[str, float]]:
+    """Return the device that a case is trained on, and what its task asks of a node."""
+    gpus = ray.cluster_resources().get("GPU", 0)
+    if machine.device not in ("auto", "cpu", "cuda"):
+        ray.shutdown()
+        raise UsageError(
+            f"--device must be cpu, cuda or auto with --engine ray, got {machine.device!r}"
+        )
+    if machine.device == "cuda" and not gpus and machine.address is None:
+        ray.shutdown()
+        raise UsageError("--device = 'cuda': Ray finds no GPU on this machine")
+    # A cluster that grows may have no GPU yet.
+    if machine.device == "cpu" or (machine.device == "auto" and not gpus):
+        return "cpu", {"num_cpus": 1, "num_gpus": 0}
+    return "cuda", {"num_cpus": 1, "num_gpus": 1 / machine.workers_per_gpu}
+
+
+def _stage(cases: Sequence[Case], into: Path) -> dict[Path, str]:
+    """Copy the files that protocols refer to, and return the name of each protocol's folder there.
+
+    Ray carries that folder to the nodes. Not the protocols' own folders: what else lies there may
+    be large, and Ray leaves out what a .gitignore names.
+    """
+    folders: dict[Path, str] = {}
+    for case in cases:
+        root, source = case.protocol.folder, case.protocol.data.source
+        needed = {f for reference in case.references() for f in components.files(reference, root)}
+        if source is not None and source.kind in ("npz", "folder"):
+            needed.add((root / source.what).resolve())
+        for path in needed:
+            if not path.is_relative_to(root):
+                raise UsageError(
+                    f"protocol {case.protocol.name!r}: with --engine ray a file must lie in the "
+                    f"protocol's folder {root}, got {path}"
+                )
+            copy = into / folders.setdefault(root, str(len(folders))) / path.relative_to(root)
+            if not copy.exists():
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                (shutil.copytree if path.is_dir() else shutil.copyfile)(path, copy)
+    return folders
+
+
+def _attempts_of(kept: Path) -> list[Path]:
+    return sorted(kept.parent.glob(f"{kept.name}.attempt*"), key=lambda f: f.stat().st_mtime)
+
+
+def _take_over(kept: Path) -> None:
+    """Make the newest checkpoint that attempts have left in a shared folder the case's own."""
+    for file in _attempts_of(kept):
+        if (content := checkpoint.whole(file)) is not None:
+            write_atomically(kept, content)
+        checkpoint.remove(file)
+
+
+def _source_hash() -> str:
+    from flatbench.records import provenance
+
+    return provenance.source_hash()
+
+
+# --- the node's side
+
+
+@dataclass(frozen=True)
+class _About:
+    """What a node is told beside case and job.
+
+    Attributes:
+        device: to train on.
+        folder: the protocol's, in what Ray has carried here; None where nothing was needed.
+        source_hash: of the driver's flatbench.
+        mark: a file that is seen from here where the folder of the results is shared.
+    """
+
+    device: str
+    folder: str | None
+    source_hash: str
+    mark: Path | None
+
+
+def _machine(device: str) -> tuple[str, ...]:
+    import torch
+
+    from flatbench.records import provenance
+
+    return provenance.machine(torch.device(device))
+
+
+def _messages(
+    case: Case, job: Job, about: _About, kept: bytes | None
+) -> Iterator[tuple[Literal["begun", "epoch", "checkpoint", "weights", "record"], Any]]:
+    """Train a case on a node, and yield what there is to tell the driver."""
+    import ray
+
+    yield "begun", ray.get_runtime_context().get_node_id()
+    if _source_hash() != about.source_hash:
+        reason = (
+            f"flatbench on {ray.util.get_node_ip_address()} must have the driver's sources "
+            f"{about.source_hash}, got {_source_hash()}"
+        )
+        yield "record", work.failed(case, reason)
+        return
+    if about.folder is not None:
+        folder = Path.cwd() / about.folder  # Ray has made what it carried the current folder
+        case = replace(case, protocol=replace(case.protocol, folder=folder))
+    with tempfile.TemporaryDirectory(prefix="flatbench-") as scratch:
+        is_shared = about.mark is not None and about.mark.exists()
+        ours = _own_files(job, Path(scratch), is_shared)
+        if kept is not None and ours.checkpoint is not None:
+            write_atomically(ours.checkpoint, kept)
+        sent = None if is_shared or ours.checkpoint is None else _Sent(ours.checkpoint)
+        trained = work.attempt(case, ours, about.device)
+        while True:
+            try:
+                epoch = next(trained)
+            except StopIteration as end:
+                if ours.weights is not None and ours.weights.exists():
+                    yield "weights", ours.weights.read_bytes()
+                yield "record", end.value
+                return
+            yield "epoch", epoch
+            if sent is not None and (content := sent.due()) is not None:
+                begun = time.perf_counter()
+                yield "checkpoint", content
+                sent.cost(time.perf_counter() - begun)
+
+
+def _own_files(job: Job, scratch: Path, is_shared: bool) -> Job:
+    """Return the job with files of this attempt's alone.
+
+    An attempt that was given up, on a machine that is cut off and works on, cannot reach another's.
+    """
+    kept = job.checkpoint
+    if kept is not None:
+        kept = kept.with_name(f"{kept.name}.attempt{job.number}") if is_shared else scratch / "pt"
+    return replace(job, checkpoint=kept, weights=scratch / "weights" if job.weights else None)
+
+
+class _Sent:
+    """Tells when a checkpoint is worth its sending."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._version = self._written()
+        self._next = 0.0
+
+    def _written(self) -> int:
+        return self._path.stat().st_mtime_ns if self._path.exists() else 0
+
+    def due(self) -> bytes | None:
+        """Return a checkpoint that was written since the last one sent, if it is time for it."""
+        if time.monotonic() < self._next or self._written() == self._version:
+            return None
+        self._version = self._written()
+        return checkpoint.whole(self._path)
+
+    def cost(self, seconds: float) -> None:
+        """Note what a sending took, so that the next one keeps the share."""
+        self._next = time.monotonic() + seconds / STREAM_SHARE
