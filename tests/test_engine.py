@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 import torch
 
+from flatbench import execution
 from flatbench.errors import UsageError
-from flatbench.execution import local
+from flatbench.execution import Machine
+from flatbench.execution import run as running
 from flatbench.execution.progress import Progress, Run, follow
 from flatbench.files import write_json
 from flatbench.protocols.cases import Case, grid
@@ -85,9 +87,9 @@ def two(tmp_path_factory):
     store = Store(folder / "results", keep_weights=True)
     screen, pipe = Terminal(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(local, "cores", lambda: 2)
+        patch.setattr(running, "cores", lambda: 2)
         patch.setenv("COLUMNS", "200")
-        with local.start(cases, device="cpu", store=store) as run:
+        with execution.start(cases, Machine("cpu"), store) as run:
             wait_until(lambda: len(multiprocessing.active_children()) > 1, "two workers are there")
             records = [follow(run, cases[0], screen)]
             records += [follow(run, case, pipe) for case in cases[1:-1]]
@@ -133,7 +135,7 @@ def test_a_terminal_sees_the_line_and_anything_else_nothing(two):
 
 def test_resuming_a_finished_run_starts_no_worker(two):
     store = Store(two.store.results, resume=True)
-    with local.start(two.cases, device="cpu", workers=2, store=store) as run:
+    with execution.start(two.cases, Machine("cpu", workers=2), store) as run:
         assert [run.futures[case.id].result(timeout=0) for case in two.cases] == two.records
         assert multiprocessing.active_children() == []
         assert run.progress.line() == "4/4 cases · time left unknown"
@@ -215,7 +217,11 @@ def trouble(tmp_path_factory):
             files = made.store.results.rglob("*.json")
             made.on_disk[name] = sorted(path.relative_to(folder).parts[1] for path in files)
 
-    with local.start(list(cases.values()), device="cpu", workers=1, store=made.store) as run:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        execution.start(list(cases.values()), Machine("cpu", workers=1), made.store) as run,
+    ):
+        patch.setattr(running, "DEATHS", 1)  # tests/test_faults.py has a second attempt
         os.kill(await_epoch("killed").pid, signal.SIGKILL)
         await_record("killed", "too large", "sgd")
         worker = await_epoch("signalled")
@@ -300,7 +306,7 @@ def test_a_worker_ends_by_itself_when_its_parent_is_killed(tmp_path):
     parent = os.fork()
     if parent == 0:
         try:
-            with local.start([case], device="cpu", workers=1) as run:
+            with execution.start([case], Machine("cpu", workers=1)) as run:
                 wait_until(lambda: bool(run.progress.epochs_done), "the case is under way")
                 (worker,) = multiprocessing.active_children()
                 os.write(writable, str(worker.pid).encode())
@@ -320,8 +326,8 @@ def test_a_worker_ends_by_itself_when_its_parent_is_killed(tmp_path):
 # --- before anything starts
 
 
-def refusal(cases, **options):
-    with pytest.raises(UsageError) as caught, local.start(cases, **options):
+def refusal(cases, store=None, **options):
+    with pytest.raises(UsageError) as caught, execution.start(cases, Machine(**options), store):
         pytest.fail("started")
     assert multiprocessing.active_children() == []
     (line,) = str(caught.value).splitlines()
@@ -371,21 +377,21 @@ def test_a_store_takes_what_would_come_out_the_same(tmp_path):
 
 
 def test_places(monkeypatch):
-    assert local.places("cpu") == ["cpu"]
+    assert execution.places("cpu") == ["cpu"]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    assert local.places("cuda") == local.places("auto") == ["cuda:0", "cuda:1", "cuda:2"]
-    assert local.places("cuda:1") == ["cuda:1"]
-    assert local.places("cpu") == ["cpu"]
+    assert execution.places("cuda") == execution.places("auto") == ["cuda:0", "cuda:1", "cuda:2"]
+    assert execution.places("cuda:1") == ["cuda:1"]
+    assert execution.places("cpu") == ["cpu"]
 
 
 def test_cores_are_those_this_process_may_use(monkeypatch):
-    assert 1 <= local.cores() <= (os.cpu_count() or 1)
+    assert 1 <= execution.cores() <= (os.cpu_count() or 1)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 5, 9}, raising=False)
-    assert local.cores() == 3
+    assert execution.cores() == 3
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: 7)
-    assert local.cores() == 7
+    assert execution.cores() == 7
 
 
 # --- progress

@@ -79,9 +79,11 @@ class Ray:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
 
         gpus = self._resources["num_gpus"]
-        remote = self._ray.remote(_machine).options(num_cpus=0, num_gpus=gpus)
+        remote = self._ray.remote(_machine)
         asked = [
-            remote.options(scheduling_strategy=On(node["NodeID"], soft=False)).remote(self._device)
+            remote.options(
+                num_cpus=0, num_gpus=gpus, scheduling_strategy=On(node["NodeID"], soft=False)
+            ).remote(self._device)
             for node in self._ray.nodes()
             if node["Alive"] and node["Resources"].get("GPU" if gpus else "CPU")
         ]
@@ -161,7 +163,7 @@ class Ray:
 
     def _read(self, stream: Any) -> None:
         """Take one message of an attempt's."""
-        from ray.exceptions import RayError, RayTaskError
+        from ray.exceptions import NodeDiedError, RayError, RayTaskError
 
         attempt = self._running[stream]
         try:
@@ -172,7 +174,7 @@ class Ray:
             self._end(stream, error)
         except RayError as error:
             line = str(error).strip().partition("\n")[0] or "no more is known"
-            is_lost = not self._is_alive(attempt.node)
+            is_lost = isinstance(error, NodeDiedError) or not self._is_alive(attempt.node)
             self._end(stream, WorkerDied(f"{type(error).__name__}: {line}", is_lost))
         else:
             self._take(stream, attempt, kind, content)

@@ -207,7 +207,8 @@ def _settle(
             again = replace(job, number=job.number + 1, resume=job.checkpoint is not None)
             _begin(run, engine, case, again, store, deaths)
             return
-        record = failed(case, f"its worker process died {deaths} times: {death}")
+        times = f" {deaths} times" if deaths > 1 else ""
+        record = failed(case, f"its worker process died{times}: {death}")
     except BaseException as error:  # noqa: BLE001 - a callback's error is heard by nobody
         future.set_exception(error)
         return
