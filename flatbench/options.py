@@ -111,8 +111,8 @@ WORKERS: Final[Options] = {
         "help": "this machine (default), or a Ray cluster: pip install flatbench[ray]",
     },
     "address": {
-        "help": "of the Ray cluster: auto, or ray://HOST:PORT (default: one on this machine, "
-        "stopped afterwards)",
+        "help": "of the Ray cluster: auto, or HOST:PORT (default: one on this machine, stopped "
+        "afterwards)",
     },
 }
 TRAINING: Final[Options] = {

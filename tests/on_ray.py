@@ -23,7 +23,7 @@ from tests import faults, tiny
 from tests.faults import PATIENCE, kept, wait_until
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-os.environ["RAY_worker_niceness"] = "0"  # else other tests' processes go before the cases
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - else everything else goes first
 ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402
 

@@ -10,6 +10,7 @@ machine that was given up still sends reaches nobody.
 
 from __future__ import annotations
 
+import importlib
 import os
 import queue
 import shutil
@@ -208,7 +209,8 @@ class Ray:
 
     def _gpu_of(self, node: str) -> str | None:
         """Return the kind of a node's GPU, as Ray names it."""
-        resources = next((n["Resources"] for n in self._ray.nodes() if n["NodeID"] == node), {})
+        nodes = [n["Resources"] for n in self._ray.nodes() if n["NodeID"] == node]
+        resources: dict[str, float] = nodes[0] if nodes else {}
         kinds = [k.partition(":")[2] for k in resources if k.startswith("accelerator_type:")]
         return kinds[0] if kinds and self._resources["num_gpus"] else None
 
@@ -224,9 +226,14 @@ def _drained(waiting: queue.SimpleQueue[_Attempt]) -> Iterator[_Attempt]:
 def _connected(machine: Machine, workers: int, working_dir: str | None) -> Any:
     """Return the module `ray`, connected to the cluster."""
     try:
-        import ray
+        ray: Any = importlib.import_module("ray")
     except ImportError:
         raise UsageError("--engine ray needs Ray: pip install flatbench[ray]") from None
+    if machine.address is not None and machine.address.startswith("ray://"):
+        raise UsageError(
+            f"--address must be auto or HOST:PORT, got {machine.address}: Ray Client carries no "
+            "streams; run flatbench on a machine of the cluster, as by ray job submit"
+        )
     options: dict[str, Any] = {"runtime_env": {"working_dir": working_dir} if working_dir else None}
     if machine.address is None:
         options |= {"address": "local", "num_cpus": workers, "include_dashboard": False}
@@ -334,8 +341,7 @@ def _messages(
     case: Case, job: Job, about: _About, kept: bytes | None
 ) -> Iterator[tuple[Literal["begun", "epoch", "checkpoint", "weights", "record"], Any]]:
     """Train a case on a node, and yield what there is to tell the driver."""
-    import ray
-
+    ray: Any = importlib.import_module("ray")
     yield "begun", ray.get_runtime_context().get_node_id()
     if _source_hash() != about.source_hash:
         reason = (

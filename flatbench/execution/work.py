@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import traceback
 from collections.abc import Generator
 from typing import TYPE_CHECKING
@@ -23,6 +24,11 @@ def set_up(device: str) -> None:
     from flatbench.training.devices import set_up_worker
 
     set_up_worker(torch.device(device))
+    # Each case collects what the one before has left (`meter.reset_peak_memory`). What is there
+    # already, torch's and flatbench's own modules, stays: looking through it takes longer than a
+    # short case does.
+    gc.collect()
+    gc.freeze()
 
 
 def attempt(case: Case, job: Job, device: str) -> Generator[tuple[int, Epoch], None, Record]:

@@ -1,0 +1,144 @@
+"""What an engine costs, beside a bare loop over the cases in as many processes.
+
+``pytest benchmarks/bench_execution.py``: the cases of one seed of the default grid (aim: at most
+5 % more than the loop), and 1,000 cases of about 50 ms (aim: Ray at most twice the local pool's
+time, and a driver whose memory stays as it was). Both count the whole run, from the start of the first
+process to the end of the last one.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import re
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flatbench import execution
+from flatbench.execution import Machine
+from flatbench.files import write_json
+from flatbench.protocols.cases import Case, grid
+from flatbench.protocols.reading import load
+from flatbench.records.store import Store
+
+PROCESSES = execution.cores()
+SHORT_CASES = 1000
+SHORT = """
+seeds = [0]
+[data]
+name = "digits"
+train_examples = 320
+[training]
+epochs = 2
+batch_size = 32
+[model]
+width = 1
+architectures = [{ name = "linear", build = "./linear.py:Linear" }]
+[optimizers.sgd]
+base = "sgd"
+lr = 0.1
+[optimizers.adam]
+base = "adam"
+lr = 0.01
+"""
+LINEAR = """
+from torch import nn
+
+def Linear(classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))
+"""
+
+
+def loop(cases: Sequence[Case], results: Path) -> None:
+    """Train cases one after the other, as somebody would without an engine."""
+    import torch
+
+    from flatbench.training import devices, trainer
+
+    devices.set_up_worker(torch.device("cpu"))
+    store = Store(results)
+    for case in cases:
+        record = trainer.train(case, checkpoints=store.checkpoint(case))
+        write_json(store.record(case), record.to_json())
+
+
+def bare(cases: Sequence[Case], results: Path) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    started = [
+        spawn.Process(target=loop, args=(cases[i::PROCESSES], results)) for i in range(PROCESSES)
+    ]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join()
+        assert process.exitcode == 0
+
+
+def memory() -> float:
+    """Return this process's resident memory in MiB."""
+    found = re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) / 1024
+
+
+def by_engine(name: str, grown: dict[str, float]) -> Callable[[Sequence[Case], Path], None]:
+    """Return what trains cases by an engine, and notes how its driver's memory has grown."""
+
+    def train(cases: Sequence[Case], results: Path) -> None:
+        machine = Machine("cpu", workers=PROCESSES, engine="ray" if name == "ray" else "local")
+        with execution.start(cases, machine, Store(results)) as run:
+            for number, case in enumerate(cases):
+                assert run.futures[case.id].result().status == "completed"
+                if number == len(cases) // 10:
+                    before = memory()
+            grown[name] = memory() - before
+
+    return train
+
+
+def ways(grown: dict[str, float]) -> dict[str, Callable[[Sequence[Case], Path], None]]:
+    pytest.importorskip("ray")
+    return {"bare": bare, "local": by_engine("local", grown), "ray": by_engine("ray", grown)}
+
+
+def measured(benchmark: Any, cases: Sequence[Case], folder: Path, rounds: int) -> None:
+    """Time each way in turn, and keep the medians' ratios."""
+    grown: dict[str, float] = {}
+    seconds: dict[str, list[float]] = {}
+    for number in range(rounds):
+        for name, train in ways(grown).items():
+            start = time.perf_counter()
+            train(cases, folder / f"{name}{number}")
+            seconds.setdefault(name, []).append(time.perf_counter() - start)
+    median = {name: statistics.median(found) for name, found in seconds.items()}
+    # pytest-benchmark's own figure: the pool's, once more
+    again = by_engine("local", {})
+    benchmark.pedantic(again, [cases, folder / "again"], rounds=1)
+    benchmark.extra_info |= {
+        "cases": len(cases),
+        "processes": PROCESSES,
+        "bare_seconds": median["bare"],
+        "local_over_bare": median["local"] / median["bare"],
+        "ray_over_bare": median["ray"] / median["bare"],
+        "ray_over_local": median["ray"] / median["local"],
+        "local_driver_grew_mib": grown["local"],
+        "ray_driver_grew_mib": grown["ray"],
+    }
+
+
+@pytest.mark.benchmark(group="execution")
+def test_default_grid(benchmark: Any, tmp_path: Path) -> None:
+    measured(benchmark, grid(load("digits"), seeds=[0]), tmp_path, rounds=3)
+
+
+@pytest.mark.benchmark(group="execution")
+def test_many_short_cases(benchmark: Any, tmp_path: Path) -> None:
+    (tmp_path / "short.toml").write_text(SHORT)
+    (tmp_path / "linear.py").write_text(LINEAR)
+    protocol = load(str(tmp_path / "short.toml"))
+    cases = grid(protocol, seeds=range(SHORT_CASES // 2))
+    measured(benchmark, cases, tmp_path, rounds=3)
