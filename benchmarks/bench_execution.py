@@ -1,9 +1,9 @@
 """What an engine costs, beside a bare loop over the cases in as many processes.
 
 ``pytest benchmarks/bench_execution.py``: the cases of one seed of the default grid (aim: at most
-5 % more than the loop), and 1,000 cases of about 50 ms (aim: Ray at most twice the local pool's
-time, and a driver whose memory stays as it was). Both count the whole run, from the start of the first
-process to the end of the last one.
+5 % more than the loop), and 1,000 short cases (aim: Ray at most twice the local pool's time, and a
+driver whose memory stays as it was). Both count the whole run, from the start of the first process
+to the end of the last one.
 """
 
 from __future__ import annotations

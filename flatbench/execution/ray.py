@@ -10,14 +10,14 @@ machine that was given up still sends reaches nobody.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import os
 import queue
-import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -59,9 +59,9 @@ class Ray:
     """
 
     def __init__(self, machine: Machine, workers: int, cases: Sequence[Case]) -> None:
-        self._staging = tempfile.TemporaryDirectory(prefix="flatbench-")
-        self._folders = _stage(cases, Path(self._staging.name))
-        self._ray = _connected(machine, workers, self._staging.name if self._folders else None)
+        files = _needed(cases)
+        self._ray = _connected(machine, workers)
+        self._files = {folder: self._ray.put(content) for folder, content in files.items()}
         self._device, self._resources = _resources(self._ray, machine)
         self._limit = machine.workers
         self._remote = self._ray.remote(_messages).options(
@@ -110,7 +110,6 @@ class Ray:
         self._ray.shutdown()
         for mark in self._marks.values():
             mark.unlink(missing_ok=True)
-        self._staging.cleanup()
 
     def _watch(self) -> None:
         """Begin what waits and read what comes, until the engine is closed."""
@@ -145,10 +144,9 @@ class Ray:
                 kind = self._kinds.get(case.id)
                 if kind is not None and f"accelerator_type:{kind}" in self._ray.cluster_resources():
                     task = task.options(accelerator_type=kind)
-        about = _About(
-            self._device, self._folders.get(case.protocol.folder), _source_hash(), self._mark(job)
-        )
-        self._running[task.remote(case, job, about, kept)] = attempt
+        about = _About(self._device, _source_hash(), self._mark(job))
+        files = self._files.get(case.protocol.folder)
+        self._running[task.remote(case, job, about, files, kept)] = attempt
 
     def _mark(self, job: Job) -> Path | None:
         """Return a file by which a node sees that it shares the folder of the results."""
@@ -223,7 +221,7 @@ def _drained(waiting: queue.SimpleQueue[_Attempt]) -> Iterator[_Attempt]:
 # --- the driver's side, before anything runs
 
 
-def _connected(machine: Machine, workers: int, working_dir: str | None) -> Any:
+def _connected(machine: Machine, workers: int) -> Any:
     """Return the module `ray`, connected to the cluster."""
     try:
         ray: Any = importlib.import_module("ray")
@@ -234,18 +232,17 @@ def _connected(machine: Machine, workers: int, working_dir: str | None) -> Any:
             f"--address must be auto or HOST:PORT, got {machine.address}: Ray Client carries no "
             "streams; run flatbench on a machine of the cluster, as by ray job submit"
         )
-    options: dict[str, Any] = {"runtime_env": {"working_dir": working_dir} if working_dir else None}
+    options: dict[str, Any] = {"address": machine.address}
     if machine.address is None:
-        options |= {"address": "local", "num_cpus": workers, "include_dashboard": False}
-    else:
-        options["address"] = machine.address
+        options = {"address": "local", "num_cpus": workers, "include_dashboard": False}
     try:
         ray.init(logging_level="ERROR", **options)
-    except (ConnectionError, ValueError) as error:
-        line = str(error).strip().partition("\n")[0]
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        if machine.address is None:
+            raise
         raise UsageError(
-            f"--address must be a Ray cluster's, got {machine.address}: {line}"
-        ) from None
+            f"--address must be that of a Ray cluster that runs, got {machine.address!r}"
+        ) from error
     return ray
 
 
@@ -266,13 +263,14 @@ def _resources(ray: Any, machine: Machine) -> tuple[str, dict[str, float]]:
     return "cuda", {"num_cpus": 1, "num_gpus": 1 / machine.workers_per_gpu}
 
 
-def _stage(cases: Sequence[Case], into: Path) -> dict[Path, str]:
-    """Copy the files that protocols refer to, and return the name of each protocol's folder there.
+def _needed(cases: Sequence[Case]) -> dict[Path, dict[str, bytes]]:
+    """Return the files that protocols refer to, by folder and by their place in it.
 
-    Ray carries that folder to the nodes. Not the protocols' own folders: what else lies there may
-    be large, and Ray leaves out what a .gitignore names.
+    They travel by themselves. Ray could carry whole folders, but what else lies beside a protocol
+    may be large, what a .gitignore names would be left out, and Ray deletes a copy as soon as one
+    of the nodes that share a machine has ended.
     """
-    folders: dict[Path, str] = {}
+    found: dict[Path, dict[str, bytes]] = {}
     for case in cases:
         root, source = case.protocol.folder, case.protocol.data.source
         needed = {f for reference in case.references() for f in components.files(reference, root)}
@@ -284,11 +282,11 @@ def _stage(cases: Sequence[Case], into: Path) -> dict[Path, str]:
                     f"protocol {case.protocol.name!r}: with --engine ray a file must lie in the "
                     f"protocol's folder {root}, got {path}"
                 )
-            copy = into / folders.setdefault(root, str(len(folders))) / path.relative_to(root)
-            if not copy.exists():
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                (shutil.copytree if path.is_dir() else shutil.copyfile)(path, copy)
-    return folders
+            for file in path.rglob("*") if path.is_dir() else [path]:
+                inside = file.relative_to(root).as_posix()
+                if file.is_file() and inside not in found.setdefault(root, {}):
+                    found[root][inside] = file.read_bytes()
+    return found
 
 
 def _attempts_of(kept: Path) -> list[Path]:
@@ -318,13 +316,11 @@ class _About:
 
     Attributes:
         device: to train on.
-        folder: the protocol's, in what Ray has carried here; None where nothing was needed.
         source_hash: of the driver's flatbench.
         mark: a file that is seen from here where the folder of the results is shared.
     """
 
     device: str
-    folder: str | None
     source_hash: str
     mark: Path | None
 
@@ -338,7 +334,11 @@ def _machine(device: str) -> tuple[str, ...]:
 
 
 def _messages(
-    case: Case, job: Job, about: _About, kept: bytes | None
+    case: Case,
+    job: Job,
+    about: _About,
+    files: Mapping[str, bytes] | None,
+    kept: bytes | None,
 ) -> Iterator[tuple[Literal["begun", "epoch", "checkpoint", "weights", "record"], Any]]:
     """Train a case on a node, and yield what there is to tell the driver."""
     ray: Any = importlib.import_module("ray")
@@ -350,9 +350,8 @@ def _messages(
         )
         yield "record", work.failed(case, reason)
         return
-    if about.folder is not None:
-        folder = Path.cwd() / about.folder  # Ray has made what it carried the current folder
-        case = replace(case, protocol=replace(case.protocol, folder=folder))
+    if files is not None:
+        case = replace(case, protocol=replace(case.protocol, folder=_unpacked(files)))
     with tempfile.TemporaryDirectory(prefix="flatbench-") as scratch:
         is_shared = about.mark is not None and about.mark.exists()
         ours = _own_files(job, Path(scratch), is_shared)
@@ -373,6 +372,24 @@ def _messages(
                 begun = time.perf_counter()
                 yield "checkpoint", content
                 sent.cost(time.perf_counter() - begun)
+
+
+_folders: dict[str, tempfile.TemporaryDirectory[str]] = {}  # by what they hold
+
+
+def _unpacked(files: Mapping[str, bytes]) -> Path:
+    """Return a folder with these files, which is there as long as this process is."""
+    content = hashlib.sha256()
+    for name, data in sorted(files.items()):
+        content.update(f"{name}\n{len(data)}\n".encode() + data)
+    key = content.hexdigest()
+    if key not in _folders:
+        _folders[key] = tempfile.TemporaryDirectory(prefix="flatbench-")
+        for name, data in files.items():
+            path = Path(_folders[key].name, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+    return Path(_folders[key].name)
 
 
 def _own_files(job: Job, scratch: Path, is_shared: bool) -> Job:

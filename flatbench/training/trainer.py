@@ -31,7 +31,7 @@ from flatbench.training.setup import prepare
 from flatbench.training.step import SUMS, evaluate, rate_factor, set_learning_rates
 from flatbench.training.stepping import enter_training, leave_training
 
-CHECKPOINT_SHARE = 0.02  # of the time, at most, goes into writing checkpoints
+CHECKPOINT_SHARE = 0.01  # of the time, at most, goes into writing checkpoints; sending takes 0.01
 
 
 class Diverged(Exception):
