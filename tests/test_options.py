@@ -35,3 +35,8 @@ def test_nothing_that_a_run_leaves_here_is_git_s_business():
         ["git", "check-ignore", "-q", "results/local/digits/report.md"], cwd=ROOT, check=False
     )
     assert ignored.returncode == 0
+
+
+def test_pytest_has_the_same_default(pytestconfig):
+    """The grid in a checkout of flatbench, too, goes where the commands' results go."""
+    assert pytestconfig.getoption("flatbench_results") == results_folder("")
