@@ -25,6 +25,7 @@ def test_results_go_where_they_overwrite_nothing_published(tmp_path, monkeypatch
     place = tmp_path / "results" / ("local" if published else "")
     assert (place / "mine" / "records").is_dir()
     assert published != (tmp_path / "results" / "mine").exists()
+    assert results_folder("") == place.relative_to(tmp_path)  # the folder is there by now
     assert results_folder("results") == Path("results")  # what is asked for is done
 
 
