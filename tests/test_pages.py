@@ -7,7 +7,8 @@ from docs import pages
 
 @pytest.fixture
 def docs(tmp_path, monkeypatch):
-    made = {"first.md": lambda: "one – é\n", "second.md": lambda: "two\n", "third.md": lambda: "3\n"}
+    texts = {"first.md": "one – é\n", "second.md": "two\n", "third.md": "three\n"}
+    made = {name: (lambda text=text: text) for name, text in texts.items()}
     monkeypatch.setattr(pages, "PAGES", made)
     monkeypatch.setattr(pages, "DOCS", tmp_path)
     return tmp_path
