@@ -111,6 +111,8 @@ def test_shipped_rows_have_equally_many_things_to_tune(name):
         base = found.base_of(row)
         if base is not None:
             assert space["lr"] == found.tuning.space[base]["lr"]
+        if row.endswith("-2x"):
+            assert space == found.tuning.space[row.removesuffix("-2x")]
 
 
 # --- points
