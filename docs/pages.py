@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from docs import answers, keys, rates
@@ -23,16 +23,23 @@ PAGES: dict[str, Callable[[], str]] = {
     "gate.md": lambda: rates.page(read(RECORDS)),
 }
 
-if __name__ == "__main__":
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make every page, or say which of them are not what would be made; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing")
-    check = parser.parse_args().check
+    check = parser.parse_args(arguments).check
     stale = []
     for name, page in PAGES.items():
         made, path = page().encode(), DOCS / name
         if not check:
             write_atomically(path, made)
-        elif path.read_bytes() != made:
-            stale.append(name)
+        elif not path.exists() or path.read_bytes() != made:
+            stale.append(f"docs/{name}")
     if stale:
-        sys.exit(f"docs/{', docs/'.join(stale)}: not what `python -m docs.pages` makes")
+        print(f"{', '.join(stale)}: not what `python -m docs.pages` makes", file=sys.stderr)
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

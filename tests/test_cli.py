@@ -219,7 +219,7 @@ def test_each_command_has_an_example_that_it_would_take(name, capsys):
     assert set(cli.EXAMPLES) == {command.prog.split()[-1] for command in parser.commands}
 
 
-def test_baseline_writes_thresholds(tmp_path):
+def test_baseline_writes_thresholds(tmp_path, capsys):
     from flatbench import gate
 
     write(tmp_path, grid(range(10)))
@@ -236,6 +236,9 @@ def test_baseline_writes_thresholds(tmp_path):
     assert gate.read_thresholds(output).grid_seeds == 6
     refused = ["baseline", "--reference", "cifar10-paper", "--output", str(output), *more]
     assert cli.main(refused) == 2
+    none = ["baseline", str(tmp_path), "--output", str(output), "--grid-seeds", "0"]
+    assert cli.main(none) == 2  # and is not taken for the default
+    assert "must be a whole number of at least 1, got '0'" in capsys.readouterr().err
 
 
 def write(folder, records):

@@ -53,15 +53,19 @@ def test_bounds_are_the_closed_form():
     assert sharpness.limit == pytest.approx(np.exp(logs.mean() + factor * logs.std(ddof=1)))
 
 
-def test_pairs_bound_the_mean_of_the_grids_seeds():
-    pair = THRESHOLDS.pairs["resnet18", "adam+sam"]
+@pytest.mark.parametrize("seeds", [3, 6])
+def test_pairs_bound_the_mean_of_the_grids_seeds(seeds):
+    pair = gate.derive(BASELINE, grid_seeds=seeds).pairs["resnet18", "adam+sam"]
     d = np.subtract(
         of(BASELINE, "test_accuracy", optimizer="adam+sam"),
         of(BASELINE, "test_accuracy", optimizer="adam"),
     )
-    factor = reference.t.ppf(0.99, 9) * np.sqrt(1 / 3 + 1 / 10)
+    factor = reference.t.ppf(0.99, 9) * np.sqrt(1 / seeds + 1 / 10)
     assert pair.limit == pytest.approx(d.mean() - factor * d.std(ddof=1))
     assert pair.positive
+
+
+def test_a_pair_that_may_well_be_below_zero_is_not_held():
     close = gate.derive(grid(range(10), means={"sgd": 90.0, "sgd+sam": 90.2}))
     assert not close.pairs["resnet18", "sgd+sam"].positive
     assert gate.check_pairs(grid(means={"sgd": 90.0, "sgd+sam": 80.0}), close) == []
@@ -221,6 +225,9 @@ def test_an_asserted_pair_with_too_few_seeds_says_so():
         "digits/resnet18: sgd+sam − sgd: a gain is asserted over 3 seeds, of which both completed 2"
     )
     assert gate.judge(grid([0, 1]), THRESHOLDS).result == "can't tell"
+    of_six = gate.derive(BASELINE, grid_seeds=6)
+    held = [[o.result for o in gate.check_pairs(grid(range(n)), of_six)] for n in (5, 6)]
+    assert held == [4 * ["can't check"], 4 * ["passed"]]
     # a row that was left out says it by itself
     assert gate.check_pairs(grid([0, 1], means={"sgd+sam": 93.0}), THRESHOLDS) == []
 
@@ -307,6 +314,17 @@ def test_false_alarm_rate_is_of_a_whole_grid():
     asserted = sum(pair.positive for pair in THRESHOLDS.pairs.values())
     assert THRESHOLDS.false_alarm_rate == pytest.approx(0.001 * 64 + 0.01 * asserted)
     assert asserted == 4
+    of_six = gate.derive(BASELINE, grid_seeds=6)
+    assert of_six.false_alarm_rate == pytest.approx(0.001 * 16 * 7 + 0.01 * 4)
+
+
+def test_a_file_says_which_grids_it_holds(tmp_path):
+    made = gate.derive(BASELINE, grid_seeds=6)
+    gate.write_thresholds(tmp_path / "t.toml", made)
+    text = " ".join((tmp_path / "t.toml").read_text().replace("#", "").split())
+    assert "bounds the mean difference over 6 new seeds" in text
+    assert "A grid of all cells and 6 seeds without a regression fails" in text
+    assert f"with a probability of at most {made.false_alarm_rate:.1%}" in text
 
 
 @pytest.mark.parametrize(
@@ -355,6 +373,13 @@ def test_thresholds_from_published_results_are_mean_less_3_std(tmp_path):
     gate.write_thresholds(path, made)
     assert path.read_text() == (ROOT / "benchmarks" / "thresholds" / path.name).read_text()
     assert gate.read_thresholds(path) == made
+
+
+def test_published_results_hold_grids_of_as_many_seeds(tmp_path):
+    whole = tiny.table()
+    table = {"resnet18": {"sgd": [90.0, 0.5]}}
+    whole["reference"] = {"source": "s", "seeds": 5, "test_accuracy": table}
+    assert gate.from_reference(tiny.protocol(tmp_path, whole)).grid_seeds == 5
 
 
 def test_a_record_is_held_to_published_results():

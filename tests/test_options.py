@@ -25,6 +25,7 @@ def test_results_go_where_they_overwrite_nothing_published(tmp_path, monkeypatch
     place = tmp_path / "results" / ("local" if published else "")
     assert (place / "mine" / "records").is_dir()
     assert published != (tmp_path / "results" / "mine").exists()
+    assert results_folder("") == place.relative_to(tmp_path)  # the folder is there by now
     assert results_folder("results") == Path("results")  # what is asked for is done
 
 
@@ -35,3 +36,8 @@ def test_nothing_that_a_run_leaves_here_is_git_s_business():
         ["git", "check-ignore", "-q", "results/local/digits/report.md"], cwd=ROOT, check=False
     )
     assert ignored.returncode == 0
+
+
+def test_pytest_has_the_same_default(pytestconfig):
+    """The grid in a checkout of flatbench, too, goes where the commands' results go."""
+    assert pytestconfig.getoption("flatbench_results") == results_folder("")

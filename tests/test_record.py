@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from flatbench.errors import UsageError
 from flatbench.files import write_atomically, write_json
+from flatbench.records.published import pack
 from flatbench.records.reading import collect, from_json, read
 from flatbench.records.record import SCHEMA_VERSION, Epoch, Record
 from tests import synthetic
@@ -375,6 +376,11 @@ def test_collect_takes_files_and_folders(tmp_path):
     write_json(tmp_path / "records" / "below" / "9.json", {"not": "read"})
     write_json(tmp_path / "one.json", ONE.to_json())
     assert collect([tmp_path / "one.json", tmp_path / "records"]) == [ONE, *records]
+    # other runs, as a baseline's, which lie packed beside a folder's own: read where they are named
+    packed = tmp_path / "records" / "baseline.json.gz"
+    packed.write_bytes(pack([ONE, *records]))
+    assert collect([tmp_path / "records"]) == records
+    assert collect([packed]) == [ONE, *records]
 
 
 def test_collecting_nothing_is_an_error(tmp_path):

@@ -101,7 +101,7 @@ def test_a_range():
     assert parse_range("1e-4 .. 1e-1") == Range(1e-4, 1e-1)
 
 
-@pytest.mark.parametrize("name", ["digits", "fashion"])
+@pytest.mark.parametrize("name", ["digits", "digits-vit", "fashion"])
 def test_shipped_rows_have_equally_many_things_to_tune(name):
     found = load(name)
     assert found.tuning is not None
@@ -111,6 +111,8 @@ def test_shipped_rows_have_equally_many_things_to_tune(name):
         base = found.base_of(row)
         if base is not None:
             assert space["lr"] == found.tuning.space[base]["lr"]
+        if row.endswith("-2x"):
+            assert space == found.tuning.space[row.removesuffix("-2x")]
 
 
 # --- points
