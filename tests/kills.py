@@ -50,7 +50,7 @@ def test_twenty_kills(cases, undisturbed, tmp_path, engine, monkeypatch):
         pytest.importorskip("ray")
     monkeypatch.setattr(running, "DEATHS", KILLS + 1)  # a worker may be killed as it starts
     chance, killed, grids = random.Random(0), 0, 0
-    words = ["ray::_messages"] if engine == "ray" else ["spawn_main"]
+    words = ["ray::messages"] if engine == "ray" else ["spawn_main"]
     while killed < KILLS:
         grids += 1
         store = Store(tmp_path / str(grids))

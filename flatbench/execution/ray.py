@@ -10,22 +10,20 @@ machine that was given up still sends reaches nobody.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import os
 import queue
 import tempfile
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from flatbench import components
 from flatbench.errors import UsageError
-from flatbench.execution import work
+from flatbench.execution import node
 from flatbench.execution.engine import Job, OnEpoch, WorkerDied
 from flatbench.files import write_atomically
 from flatbench.protocols.cases import Case
@@ -38,7 +36,6 @@ if TYPE_CHECKING:
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before Ray is imported
 
 LOOK = 0.05  # seconds between two looks at what has come
-STREAM_SHARE = 0.01  # of the time, at most, for sending checkpoints; writing them takes as much
 
 
 @dataclass
@@ -64,7 +61,7 @@ class Ray:
         self._files = {folder: self._ray.put(content) for folder, content in files.items()}
         self._device, self._resources = _resources(self._ray, machine)
         self._limit = machine.workers
-        self._remote = self._ray.remote(_messages).options(
+        self._remote = self._ray.remote(node.messages).options(
             num_returns="streaming", max_retries=0, **self._resources
         )
         self._waiting: queue.SimpleQueue[_Attempt] = queue.SimpleQueue()
@@ -80,13 +77,13 @@ class Ray:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
 
         gpus = self._resources["num_gpus"]
-        remote = self._ray.remote(_machine)
+        remote = self._ray.remote(node.machine)
         asked = [
             remote.options(
-                num_cpus=0, num_gpus=gpus, scheduling_strategy=On(node["NodeID"], soft=False)
+                num_cpus=0, num_gpus=gpus, scheduling_strategy=On(one["NodeID"], soft=False)
             ).remote(self._device)
-            for node in self._ray.nodes()
-            if node["Alive"] and node["Resources"].get("GPU" if gpus else "CPU")
+            for one in self._ray.nodes()
+            if one["Alive"] and one["Resources"].get("GPU" if gpus else "CPU")
         ]
         return tuple(dict.fromkeys(self._ray.get(asked)))
 
@@ -144,7 +141,7 @@ class Ray:
                 kind = self._kinds.get(case.id)
                 if kind is not None and f"accelerator_type:{kind}" in self._ray.cluster_resources():
                     task = task.options(accelerator_type=kind)
-        about = _About(self._device, _source_hash(), self._mark(job))
+        about = node.About(self._device, node.source_hash(), self._mark(job))
         files = self._files.get(case.protocol.folder)
         self._running[task.remote(case, job, about, files, kept)] = attempt
 
@@ -202,12 +199,12 @@ class Ray:
         else:
             attempt.future.set_result(result)
 
-    def _is_alive(self, node: str) -> bool:
-        return not node or any(n["NodeID"] == node and n["Alive"] for n in self._ray.nodes())
+    def _is_alive(self, node_id: str) -> bool:
+        return not node_id or any(n["NodeID"] == node_id and n["Alive"] for n in self._ray.nodes())
 
-    def _gpu_of(self, node: str) -> str | None:
+    def _gpu_of(self, node_id: str) -> str | None:
         """Return the kind of a node's GPU, as Ray names it."""
-        nodes = [n["Resources"] for n in self._ray.nodes() if n["NodeID"] == node]
+        nodes = [n["Resources"] for n in self._ray.nodes() if n["NodeID"] == node_id]
         resources: dict[str, float] = nodes[0] if nodes else {}
         kinds = [k.partition(":")[2] for k in resources if k.startswith("accelerator_type:")]
         return kinds[0] if kinds and self._resources["num_gpus"] else None
@@ -301,126 +298,3 @@ def _take_over(kept: Path) -> None:
         checkpoint.remove(file)
 
 
-def _source_hash() -> str:
-    from flatbench.records import provenance
-
-    return provenance.source_hash()
-
-
-# --- the node's side
-
-
-@dataclass(frozen=True)
-class _About:
-    """What a node is told beside case and job.
-
-    Attributes:
-        device: to train on.
-        source_hash: of the driver's flatbench.
-        mark: a file that is seen from here where the folder of the results is shared.
-    """
-
-    device: str
-    source_hash: str
-    mark: Path | None
-
-
-def _machine(device: str) -> tuple[str, ...]:
-    import torch
-
-    from flatbench.records import provenance
-
-    return provenance.machine(torch.device(device))
-
-
-def _messages(
-    case: Case,
-    job: Job,
-    about: _About,
-    files: Mapping[str, bytes] | None,
-    kept: bytes | None,
-) -> Iterator[tuple[Literal["begun", "epoch", "checkpoint", "weights", "record"], Any]]:
-    """Train a case on a node, and yield what there is to tell the driver."""
-    ray: Any = importlib.import_module("ray")
-    yield "begun", ray.get_runtime_context().get_node_id()
-    if _source_hash() != about.source_hash:
-        reason = (
-            f"flatbench on {ray.util.get_node_ip_address()} must have the driver's sources "
-            f"{about.source_hash}, got {_source_hash()}"
-        )
-        yield "record", work.failed(case, reason)
-        return
-    if files is not None:
-        case = replace(case, protocol=replace(case.protocol, folder=_unpacked(files)))
-    with tempfile.TemporaryDirectory(prefix="flatbench-") as scratch:
-        is_shared = about.mark is not None and about.mark.exists()
-        ours = _own_files(job, Path(scratch), is_shared)
-        if kept is not None and ours.checkpoint is not None:
-            write_atomically(ours.checkpoint, kept)
-        sent = None if is_shared or ours.checkpoint is None else _Sent(ours.checkpoint)
-        trained = work.attempt(case, ours, about.device)
-        while True:
-            try:
-                epoch = next(trained)
-            except StopIteration as end:
-                if ours.weights is not None and ours.weights.exists():
-                    yield "weights", ours.weights.read_bytes()
-                yield "record", end.value
-                return
-            yield "epoch", epoch
-            if sent is not None and (content := sent.due()) is not None:
-                begun = time.perf_counter()
-                yield "checkpoint", content
-                sent.cost(time.perf_counter() - begun)
-
-
-_folders: dict[str, tempfile.TemporaryDirectory[str]] = {}  # by what they hold
-
-
-def _unpacked(files: Mapping[str, bytes]) -> Path:
-    """Return a folder with these files, which is there as long as this process is."""
-    content = hashlib.sha256()
-    for name, data in sorted(files.items()):
-        content.update(f"{name}\n{len(data)}\n".encode() + data)
-    key = content.hexdigest()
-    if key not in _folders:
-        _folders[key] = tempfile.TemporaryDirectory(prefix="flatbench-")
-        for name, data in files.items():
-            path = Path(_folders[key].name, name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
-    return Path(_folders[key].name)
-
-
-def _own_files(job: Job, scratch: Path, is_shared: bool) -> Job:
-    """Return the job with files of this attempt's alone.
-
-    An attempt that was given up, on a machine that is cut off and works on, cannot reach another's.
-    """
-    kept = job.checkpoint
-    if kept is not None:
-        kept = kept.with_name(f"{kept.name}.attempt{job.number}") if is_shared else scratch / "pt"
-    return replace(job, checkpoint=kept, weights=scratch / "weights" if job.weights else None)
-
-
-class _Sent:
-    """Tells when a checkpoint is worth its sending."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._version = self._written()
-        self._next = 0.0
-
-    def _written(self) -> int:
-        return self._path.stat().st_mtime_ns if self._path.exists() else 0
-
-    def due(self) -> bytes | None:
-        """Return a checkpoint that was written since the last one sent, if it is time for it."""
-        if time.monotonic() < self._next or self._written() == self._version:
-            return None
-        self._version = self._written()
-        return checkpoint.whole(self._path)
-
-    def cost(self, seconds: float) -> None:
-        """Note what a sending took, so that the next one keeps the share."""
-        self._next = time.monotonic() + seconds / STREAM_SHARE
