@@ -32,15 +32,18 @@ def train(cases: Sequence[Case], machine: Machine, store: Store) -> list[Record]
     """Train cases and return their records, in order; a terminal shows how far it has come.
 
     Raises:
-        UsageError: as `flatbench.execution.start`.
+        UsageError: as `flatbench.execution.start`, or another run trains into the same folder.
     """
     if not cases:
         return []
-    with execution.start(
-        cases,
-        device=machine.device,
-        workers=machine.workers,
-        data_dir=machine.data_dir,
-        store=store,
-    ) as run:
+    with (
+        store.held(cases),
+        execution.start(
+            cases,
+            device=machine.device,
+            workers=machine.workers,
+            data_dir=machine.data_dir,
+            store=store,
+        ) as run,
+    ):
         return [execution.follow(run, case, sys.stderr) for case in cases]
