@@ -1,0 +1,172 @@
+"""A run that is stopped, by Ctrl-C, a signal or `-x`, keeps what has ended, and nothing hangs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from flatbench import process
+from flatbench.records import reading
+from tests import tiny
+from tests.test_grid import ROOT, command
+
+PATIENCE = 300  # seconds, on a machine that does other things as well
+ENDLESS = {**tiny.SGD, "epochs": 1_000_000}
+
+
+@pytest.fixture(scope="module")
+def protocol(tmp_path_factory):
+    """Two cases that end, and between them one that doesn't."""
+    rows = {"first": tiny.SGD, "endless": ENDLESS, "last": tiny.SGD}
+    return tiny.write(tmp_path_factory.mktemp("stopped"), tiny.table(optimizers=rows))
+
+
+def start(arguments, **options):
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(arguments, cwd=ROOT, **(pipes | options))
+
+
+def flatbench(protocol, results, *options):
+    fixed = ["--protocol", str(protocol), "--results", str(results), "--device", "cpu"]
+    return [sys.executable, "-m", "flatbench", "run", *fixed, *options]
+
+
+def wait_for(running, *files):
+    deadline = time.monotonic() + PATIENCE
+    while not all(map(os.path.exists, files)):
+        assert running.poll() is None, running.communicate()
+        assert time.monotonic() < deadline, files
+        time.sleep(0.05)
+
+
+def record(results, row):
+    return results / "tiny" / "records" / f"resnet18-{row}-seed0.json"
+
+
+def children(pid):
+    """Return the processes that a process has started."""
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def is_alive(pid):
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.fixture(scope="module", params=[signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def stopped(request, protocol, tmp_path_factory):
+    """A grid, stopped when two of its three cases have ended, where a whole grid's files are."""
+    results = tmp_path_factory.mktemp("results")
+    (results / "tiny").mkdir()
+    for name in ("benchmark.json", "report.md"):
+        (results / "tiny" / name).write_text("of a whole grid")
+    running = start(command(protocol, results, "--workers", "2", "-v"))
+    wait_for(running, record(results, "first"), record(results, "last"))
+    running.send_signal(request.param)
+    out, error = running.communicate(timeout=PATIENCE)
+    return running.returncode, out, error, results
+
+
+def test_a_stopped_grid_exits_2_without_a_traceback(stopped):
+    code, out, error, _ = stopped
+    assert code == pytest.ExitCode.INTERRUPTED, out + error
+    assert "Traceback" not in out + error
+    assert "pytest_benchmark" not in out + error
+    assert "StatisticsError" not in out + error
+
+
+def test_the_cases_that_ended_are_saved_and_shown(stopped):
+    """The one after the case that is waited for, too."""
+    _, out, _, results = stopped
+    saved = reading.read(results / "tiny" / "selection.json")
+    assert [(r.optimizer, r.status) for r in saved] == [
+        ("first", "completed"),
+        ("last", "completed"),
+    ]
+    assert "test_generalization[tiny-resnet18-last-seed0] PASSED" in out
+    table = out[out.index("### Test accuracy") :]
+    assert "| first" in table
+    assert "| last" in table
+
+
+def test_a_stopped_grid_leaves_the_files_of_the_whole_grid_alone_and_says_so(stopped):
+    _, out, _, results = stopped
+    for name in ("benchmark.json", "report.md"):
+        assert (results / "tiny" / name).read_text() == "of a whole grid"
+    assert "| first" in (results / "tiny" / "selection.md").read_text()
+    assert "stopped when 2 of 3 cases had been tested: selection.json and selection.md" in out
+    assert "not checked: 1 of 3 cases" in out
+
+
+def test_a_grid_that_x_stops_leaves_the_files_of_the_whole_grid_alone(tmp_path):
+    rows = {"wild": {"base": "sgd", "lr": 1e30}, "sgd": tiny.SGD}
+    protocol = tiny.write(tmp_path, tiny.table(optimizers=rows))
+    folder = tmp_path / "results" / "tiny"
+    folder.mkdir(parents=True)
+    for name in ("benchmark.json", "report.md"):
+        (folder / name).write_text("of a whole grid")
+    done = start(command(protocol, tmp_path / "results", "-x"))
+    out, error = done.communicate(timeout=PATIENCE)
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED, out + error
+    assert {(folder / n).read_text() for n in ("benchmark.json", "report.md")} == {
+        "of a whole grid"
+    }
+    assert [r.optimizer for r in reading.read(folder / "selection.json")] == ["wild"]
+    assert "stopped when 1 of 2 cases had been tested" in out
+
+
+@pytest.mark.parametrize(
+    ("number", "line"),
+    [
+        (signal.SIGINT, "interrupted"),
+        (signal.SIGTERM, "ended by SIGTERM"),
+        (signal.SIGHUP, "ended by SIGHUP"),
+    ],
+)
+def test_a_signal_ends_a_run_in_one_line_and_its_workers(protocol, tmp_path, number, line):
+    running = start(flatbench(protocol, tmp_path, "--workers", "1"))
+    wait_for(running, checkpoint := tmp_path / "tiny/checkpoints/resnet18-endless-seed0.pt")
+    workers = children(running.pid)
+    assert workers
+    running.send_signal(number)
+    out, error = running.communicate(timeout=PATIENCE)
+    assert (running.returncode, error) == (128 + number, f"flatbench: {line}\n")
+    assert out.startswith("tiny/resnet18/first/seed0: ")
+    assert not any(map(is_alive, workers))
+    assert json.loads(record(tmp_path, "first").read_text())["status"] == "completed"
+    assert not record(tmp_path, "endless").exists()
+    assert checkpoint.exists()
+    assert not (tmp_path / "tiny" / ".lock").exists()
+
+
+def test_a_signal_that_is_ignored_stays_so():
+    """As nohup has it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with process.ended_by_signals():
+            signal.raise_signal(signal.SIGHUP)
+            assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_second_signal_does_not_break_into_the_ending():
+    seen = []
+    with pytest.raises(process.Ended, match="ended by SIGTERM"), process.ended_by_signals():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(signal.SIGTERM)
+            seen.append("the end of the block")
+    assert seen == ["the end of the block"]
