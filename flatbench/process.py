@@ -83,7 +83,8 @@ def open_streams() -> None:
         if stream is not getattr(sys, f"__{name}__"):
             continue
         if stream is None:
-            stream = open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8")  # noqa: SIM115
+            mode = "r" if name == "stdin" else "w"
+            stream = open(os.devnull, mode, encoding="utf-8", errors="replace")  # noqa: SIM115
             # It has the closed one's number, which no file of ours may have in a worker, either.
             os.set_inheritable(stream.fileno(), True)
         elif name != "stdin":

@@ -1,7 +1,5 @@
 """A run that is stopped, by Ctrl-C, a signal or `-x`, keeps what has ended, and nothing hangs."""
 
-import json
-import os
 import signal
 import subprocess
 import sys
@@ -10,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flatbench import process
+from flatbench import cli, process
 from flatbench.records import reading
 from tests import tiny
 from tests.test_grid import ROOT, command
@@ -36,11 +34,11 @@ def flatbench(protocol, results, *options):
     return [sys.executable, "-m", "flatbench", "run", *fixed, *options]
 
 
-def wait_for(running, *files):
+def wait_until(running, condition):
     deadline = time.monotonic() + PATIENCE
-    while not all(map(os.path.exists, files)):
+    while not condition():
         assert running.poll() is None, running.communicate()
-        assert time.monotonic() < deadline, files
+        assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
@@ -49,8 +47,8 @@ def record(results, row):
 
 
 def children(pid):
-    """Return the processes that a process has started."""
-    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    """Return the processes that a process, one of its threads, has started."""
+    return " ".join(p.read_text() for p in Path(f"/proc/{pid}/task").glob("*/children")).split()
 
 
 def is_alive(pid):
@@ -61,16 +59,17 @@ def is_alive(pid):
     return status.rpartition(")")[2].split()[0] != "Z"
 
 
-@pytest.fixture(scope="module", params=[signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
-def stopped(request, protocol, tmp_path_factory):
+@pytest.fixture(scope="module")
+def stopped(protocol, tmp_path_factory):
     """A grid, stopped when two of its three cases have ended, where a whole grid's files are."""
     results = tmp_path_factory.mktemp("results")
     (results / "tiny").mkdir()
     for name in ("benchmark.json", "report.md"):
         (results / "tiny" / name).write_text("of a whole grid")
     running = start(command(protocol, results, "--workers", "2", "-v"))
-    wait_for(running, record(results, "first"), record(results, "last"))
-    running.send_signal(request.param)
+    files = [record(results, row) for row in ("first", "last")]
+    wait_until(running, lambda: all(file.exists() for file in files))
+    running.send_signal(signal.SIGINT)
     out, error = running.communicate(timeout=PATIENCE)
     return running.returncode, out, error, results
 
@@ -106,21 +105,38 @@ def test_a_stopped_grid_leaves_the_files_of_the_whole_grid_alone_and_says_so(sto
     assert "not checked: 1 of 3 cases" in out
 
 
-def test_a_grid_that_x_stops_leaves_the_files_of_the_whole_grid_alone(tmp_path):
-    rows = {"wild": {"base": "sgd", "lr": 1e30}, "sgd": tiny.SGD}
-    protocol = tiny.write(tmp_path, tiny.table(optimizers=rows))
-    folder = tmp_path / "results" / "tiny"
-    folder.mkdir(parents=True)
-    for name in ("benchmark.json", "report.md"):
-        (folder / name).write_text("of a whole grid")
-    done = start(command(protocol, tmp_path / "results", "-x"))
-    out, error = done.communicate(timeout=PATIENCE)
-    assert done.returncode == pytest.ExitCode.TESTS_FAILED, out + error
-    assert {(folder / n).read_text() for n in ("benchmark.json", "report.md")} == {
-        "of a whole grid"
-    }
-    assert [r.optimizer for r in reading.read(folder / "selection.json")] == ["wild"]
-    assert "stopped when 1 of 2 cases had been tested" in out
+def test_sigterm_stops_a_grid_as_ctrl_c_does(stopped, protocol, tmp_path):
+    *_, results = stopped
+    (results / "tiny" / "selection.json").unlink(missing_ok=True)
+    with (tmp_path / "out").open("w+") as out:
+        running = start(command(protocol, results, "-v", "--resume"), stdout=out, stderr=out)
+        wait_until(running, lambda: "first-seed0] PASSED" in (tmp_path / "out").read_text())
+        running.terminate()
+        assert running.wait(PATIENCE) == pytest.ExitCode.INTERRUPTED
+    said = (tmp_path / "out").read_text()
+    assert "ended by SIGTERM" in said
+    assert "Traceback" not in said
+    assert [r.optimizer for r in reading.read(results / "tiny" / "selection.json")] == [
+        "first",
+        "last",
+    ]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="no /proc")
+def test_sigterm_ends_a_run_in_one_line_and_its_workers(protocol, tmp_path):
+    running = start(flatbench(protocol, tmp_path, "--optimizers", "endless"))
+    checkpoint = tmp_path / "tiny/checkpoints/resnet18-endless-seed0.pt"
+    wait_until(running, checkpoint.exists)
+    workers = children(running.pid)
+    assert workers
+    assert (tmp_path / "tiny" / ".lock").exists()
+    running.terminate()
+    out, error = running.communicate(timeout=PATIENCE)
+    assert (running.returncode, out, error) == (143, "", "flatbench: ended by SIGTERM\n")
+    assert not any(map(is_alive, workers))
+    assert checkpoint.exists()
+    assert not record(tmp_path, "endless").exists()
+    assert not (tmp_path / "tiny" / ".lock").exists()
 
 
 @pytest.mark.parametrize(
@@ -131,20 +147,10 @@ def test_a_grid_that_x_stops_leaves_the_files_of_the_whole_grid_alone(tmp_path):
         (signal.SIGHUP, "ended by SIGHUP"),
     ],
 )
-def test_a_signal_ends_a_run_in_one_line_and_its_workers(protocol, tmp_path, number, line):
-    running = start(flatbench(protocol, tmp_path, "--workers", "1"))
-    wait_for(running, checkpoint := tmp_path / "tiny/checkpoints/resnet18-endless-seed0.pt")
-    workers = children(running.pid)
-    assert workers
-    running.send_signal(number)
-    out, error = running.communicate(timeout=PATIENCE)
-    assert (running.returncode, error) == (128 + number, f"flatbench: {line}\n")
-    assert out.startswith("tiny/resnet18/first/seed0: ")
-    assert not any(map(is_alive, workers))
-    assert json.loads(record(tmp_path, "first").read_text())["status"] == "completed"
-    assert not record(tmp_path, "endless").exists()
-    assert checkpoint.exists()
-    assert not (tmp_path / "tiny" / ".lock").exists()
+def test_each_signal_has_its_line_and_its_exit_code(monkeypatch, capsys, number, line):
+    monkeypatch.setattr(cli, "_list", lambda options: signal.raise_signal(number))
+    assert cli.main(["list"]) == 128 + number
+    assert capsys.readouterr() == ("", f"flatbench: {line}\n")
 
 
 def test_a_signal_that_is_ignored_stays_so():

@@ -57,7 +57,12 @@ class Store:
         if record.provenance.get("key") != key or record.status == "failed":
             return None
         wants_weights = self.keep_weights and record.status == "completed"
-        return None if wants_weights and key_of_weights(self.weights(case)) != key else record
+        return record if not wants_weights or self._has_weights(case, key) else None
+
+    def _has_weights(self, case: Case, key: str) -> bool:
+        """Return whether there are a run's weights, or some that no version with keys wrote."""
+        path = self.weights(case)
+        return path.exists() and key_of_weights(path) in (None, key)
 
     @contextlib.contextmanager
     def held(self, cases: Iterable[Case]) -> Iterator[None]:
