@@ -167,12 +167,6 @@ def test_killed_within_a_checkpoint_write(
     assert resumed.without_timings() == uninterrupted.without_timings()
 
 
-def numbers(path):
-    """The numbers of the states in a checkpoint and in the one before it."""
-    loaded = [checkpoint.load(file, "k") for file in (path, checkpoint._previous(path))]
-    return [None if state is None else state["number"] for state in loaded]
-
-
 @pytest.mark.parametrize("renaming", [0, 1])
 @pytest.mark.parametrize("before", [0, 1, 2])
 def test_two_processes_that_save_one_checkpoint_do_not_meet(tmp_path, monkeypatch, renaming, before):
@@ -190,7 +184,8 @@ def test_two_processes_that_save_one_checkpoint_do_not_meet(tmp_path, monkeypatc
     monkeypatch.setattr(os, "replace", replace)
     checkpoint.save(path, {"key": "k", "number": "first"})
     assert len(calls) == 4
-    assert numbers(path) == ["first", "second" if (before, renaming) != (0, 1) else None]
+    assert checkpoint.load(path, "k")["number"] == "first"
+    assert {file.name for file in tmp_path.iterdir()} <= {"case.pt", "case.pt.previous"}
 
 
 def test_what_a_kill_left_half_written_is_removed_with_the_checkpoint(tmp_path):

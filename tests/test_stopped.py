@@ -1,5 +1,6 @@
 """A run that is stopped, by Ctrl-C, a signal or `-x`, keeps what has ended, and nothing hangs."""
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -24,9 +25,15 @@ def protocol(tmp_path_factory):
     return tiny.write(tmp_path_factory.mktemp("stopped"), tiny.table(optimizers=rows))
 
 
-def start(arguments, **options):
+@contextlib.contextmanager
+def started(arguments, **options):
+    """A process, which is killed if the test ends before it."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(arguments, cwd=ROOT, **(pipes | options))
+    with subprocess.Popen(arguments, cwd=ROOT, **(pipes | options)) as running:
+        try:
+            yield running
+        finally:
+            running.kill()
 
 
 def flatbench(protocol, results, *options):
@@ -66,11 +73,11 @@ def stopped(protocol, tmp_path_factory):
     (results / "tiny").mkdir()
     for name in ("benchmark.json", "report.md"):
         (results / "tiny" / name).write_text("of a whole grid")
-    running = start(command(protocol, results, "--workers", "2", "-v"))
     files = [record(results, row) for row in ("first", "last")]
-    wait_until(running, lambda: all(file.exists() for file in files))
-    running.send_signal(signal.SIGINT)
-    out, error = running.communicate(timeout=PATIENCE)
+    with started(command(protocol, results, "--workers", "2", "-v")) as running:
+        wait_until(running, lambda: all(file.exists() for file in files))
+        running.send_signal(signal.SIGINT)
+        out, error = running.communicate(timeout=PATIENCE)
     return running.returncode, out, error, results
 
 
@@ -108,8 +115,11 @@ def test_a_stopped_grid_leaves_the_files_of_the_whole_grid_alone_and_says_so(sto
 def test_sigterm_stops_a_grid_as_ctrl_c_does(stopped, protocol, tmp_path):
     *_, results = stopped
     (results / "tiny" / "selection.json").unlink(missing_ok=True)
-    with (tmp_path / "out").open("w+") as out:
-        running = start(command(protocol, results, "-v", "--resume"), stdout=out, stderr=out)
+    arguments = command(protocol, results, "-v", "--resume")
+    with (
+        (tmp_path / "out").open("w") as out,
+        started(arguments, stdout=out, stderr=out) as running,
+    ):
         wait_until(running, lambda: "first-seed0] PASSED" in (tmp_path / "out").read_text())
         running.terminate()
         assert running.wait(PATIENCE) == pytest.ExitCode.INTERRUPTED
@@ -124,14 +134,14 @@ def test_sigterm_stops_a_grid_as_ctrl_c_does(stopped, protocol, tmp_path):
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="no /proc")
 def test_sigterm_ends_a_run_in_one_line_and_its_workers(protocol, tmp_path):
-    running = start(flatbench(protocol, tmp_path, "--optimizers", "endless"))
     checkpoint = tmp_path / "tiny/checkpoints/resnet18-endless-seed0.pt"
-    wait_until(running, checkpoint.exists)
-    workers = children(running.pid)
-    assert workers
-    assert (tmp_path / "tiny" / ".lock").exists()
-    running.terminate()
-    out, error = running.communicate(timeout=PATIENCE)
+    with started(flatbench(protocol, tmp_path, "--optimizers", "endless")) as running:
+        wait_until(running, checkpoint.exists)
+        workers = children(running.pid)
+        assert workers
+        assert (tmp_path / "tiny" / ".lock").exists()
+        running.terminate()
+        out, error = running.communicate(timeout=PATIENCE)
     assert (running.returncode, out, error) == (143, "", "flatbench: ended by SIGTERM\n")
     assert not any(map(is_alive, workers))
     assert checkpoint.exists()
