@@ -169,7 +169,9 @@ def test_killed_within_a_checkpoint_write(
 
 @pytest.mark.parametrize("renaming", [0, 1])
 @pytest.mark.parametrize("before", [0, 1, 2])
-def test_two_processes_that_save_one_checkpoint_do_not_meet(tmp_path, monkeypatch, renaming, before):
+def test_two_processes_that_save_one_checkpoint_do_not_meet(
+    tmp_path, monkeypatch, renaming, before
+):
     """The second saves a whole checkpoint just before a renaming of the first."""
     path, real, calls = tmp_path / "case.pt", os.replace, []
     for number in range(before):
@@ -201,7 +203,10 @@ def test_what_a_kill_left_half_written_is_removed_with_the_checkpoint(tmp_path):
     os.waitpid(in_child(die_within_the_write), 0)
     assert len(list(tmp_path.iterdir())) == 5
     checkpoint.remove(path)
-    assert sorted(file.name for file in tmp_path.iterdir()) == [other.name, f"{other.name}.previous"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        other.name,
+        f"{other.name}.previous",
+    ]
 
 
 def test_killed_twenty_times_at_random(case, uninterrupted, tmp_path):

@@ -157,7 +157,9 @@ def test_the_key_of_weights(tmp_path):
     assert key_of_weights(path) == "k"
 
 
-@pytest.mark.parametrize(("metadata", "reused"), [({}, True), ({"key": "k"}, True), ({"key": "old"}, False)])
+@pytest.mark.parametrize(
+    ("metadata", "reused"), [({}, True), ({"key": "k"}, True), ({"key": "old"}, False)]
+)
 def test_a_record_with_the_weights_of_another_run_is_trained_again(
     tmp_path, cases, metadata, reused
 ):
