@@ -248,9 +248,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
-    """Note whose test came to an end, whatever end it was; see `_ended`."""
+    """Note whose test came to an end, good or bad; see `_ended`."""
     case = _parameter(item, "flatbench_case")
-    if case is not None and call.when == "call":
+    skipped = call.excinfo is not None and call.excinfo.errisinstance(pytest.skip.Exception)
+    if case is not None and call.when == "call" and not skipped:
         item.config.stash[TESTED].add(case.id)
 
 

@@ -161,8 +161,8 @@ def test_weights_of_another_run_than_the_record_are_refused(command, trained, ca
         path.write_bytes(with_key(path, "another"))
         assert command(cases=IDS[:1]) == 2
         error = (
-            f'flatbench: {path}: key must be "{key}", the record\'s, got "another": the weights are '
-            "of another run; train the case again with --keep-weights\n"
+            f'flatbench: {path}: key must be "{key}", the record\'s, got "another": '
+            "the weights are of another run; train the case again with --keep-weights\n"
         )
         assert capsys.readouterr() == ("", error)
         path.write_bytes(with_key(path, None))  # as the first versions wrote them

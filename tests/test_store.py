@@ -87,9 +87,12 @@ def test_another_protocols_folder_is_another(tmp_path, other_run):
 def test_holding_leaves_nothing_behind(tmp_path, cases):
     store = Store(tmp_path / "deep" / "results")
     for _ in range(2):
-        with store.held(cases):
-            with pytest.raises(UsageError, match="trains into this folder"), store.held(cases):
-                pass
+        with (
+            store.held(cases),
+            pytest.raises(UsageError, match="trains into this folder"),
+            store.held(cases),
+        ):
+            pass
         assert not (tmp_path / "deep").exists()
     with store.held(cases):
         store.record(cases[0]).parent.mkdir()
