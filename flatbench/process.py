@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 # Of a shell that has gone and of a cluster's manager; Ctrl-C is SIGINT, which Python handles.
 _SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -61,7 +62,7 @@ class _Lasting(io.FileIO):
         # A terminal that has been closed gives EIO; from a file that is a damaged disk.
         self._gone = (errno.EPIPE, errno.EIO) if self.isatty() else (errno.EPIPE,)
 
-    def write(self, data: io._WrappedBuffer) -> int:  # type: ignore[name-defined, override]
+    def write(self, data: Any, /) -> int:
         try:
             return super().write(data)
         except OSError as error:
