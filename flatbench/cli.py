@@ -1,4 +1,8 @@
-"""flatbench: the command line. Exit 0 fine, 1 a case or the gate failed, 2 unusable input."""
+"""flatbench: the command line. Exit 0 fine, 1 a case or the gate failed, 2 unusable input.
+
+Ctrl-C, SIGTERM and SIGHUP end a command in one line, 128 + the signal its exit code; finished cases
+and checkpoints are kept. A reader of its output that goes (`| head -1`) ends nothing.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from flatbench import __version__
+from flatbench import __version__, process
 from flatbench.errors import UsageError
 from flatbench.options import (
     GATE,
@@ -52,18 +56,17 @@ EXAMPLES = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code."""
+    process.open_streams()
     try:
-        options = _parser().parse_args(arguments)
-        code = int(options.command(options))
-        sys.stdout.flush()  # here, where a reader that has gone is still nobody's trouble
-        return code
-    except BrokenPipeError:
-        # `| head` has seen enough. Python would flush once more on its way out, and complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        with process.ended_by_signals():
+            options = _parser().parse_args(arguments)
+            return int(options.command(options))
     except UsageError as error:
         print(f"flatbench: {error}", file=sys.stderr)
         return 2
+    except process.Ended as end:
+        print(f"flatbench: {end}", file=sys.stderr)
+        return end.exit_code
     except KeyboardInterrupt:
         print("flatbench: interrupted", file=sys.stderr)
         return 130
@@ -204,10 +207,10 @@ def _run(options: argparse.Namespace) -> int:
     from flatbench.records.store import Store
 
     cases = _cases(options)
-    bad = 0
     store = Store(options.results, resume=not options.fresh, keep_weights=options.keep_weights)
+    bad = 0
     machine = execution.machine_of(partial(getattr, options))
-    with execution.start(cases, machine, store) as run:
+    with store.held(cases), execution.start(cases, machine, store) as run:
         for case in cases:
             record = execution.follow(run, case, sys.stderr)
             bad += record.status != "completed"

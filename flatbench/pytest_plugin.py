@@ -7,9 +7,10 @@ that they meet nobody else's. Nothing heavy is imported before a test of the gri
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,8 @@ HELD: pytest.StashKey[list[Outcome]] = pytest.StashKey()  # every check that was
 NOTES: pytest.StashKey[list[str]] = pytest.StashKey()  # what was not checked
 MISTAKE: pytest.StashKey[str] = pytest.StashKey()  # in an option or in a file that it names
 RUN: pytest.StashKey[Run] = pytest.StashKey()
+STOP: pytest.StashKey[KeyboardInterrupt] = pytest.StashKey()  # Ctrl-C, or a signal
+TESTED: pytest.StashKey[set[str]] = pytest.StashKey()  # the cases whose tests came to an end
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -163,23 +166,12 @@ def _baseline(config: pytest.Config, settings: Protocol) -> Baseline | None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Choose where pytest-benchmark writes, unless --benchmark-json said so."""
     config = session.config
     if MISTAKE in config.stash:
         return  # pytest comes here on its way out, too
-    cases = [
+    config.stash[GRID] = [
         case for item in session.items if (case := _parameter(item, "flatbench_case")) is not None
     ]
-    config.stash[GRID] = cases
-    benchmarks = config.pluginmanager.get_plugin("pytest-benchmark")
-    if (
-        cases
-        and benchmarks is not None
-        and benchmarks.json is None
-        and not config.option.collectonly
-    ):
-        benchmarks.json = _folder(config) / f"{_stem(config, 'benchmark')}.json"
-        benchmarks.json.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _parameter(item: pytest.Item, name: str) -> Case | None:
@@ -192,15 +184,21 @@ def _folder(config: pytest.Config) -> Path:
     return results / config.stash[PROTOCOL].name
 
 
+def _ended(config: pytest.Config) -> set[str]:
+    """Return the ids of the cases that have ended and were tested: those that the files hold."""
+    return config.stash[TESTED] & {record.id for record in _finished(config)}
+
+
 def _stem(config: pytest.Config, whole: str) -> str:
     """Return the name of a file about the whole grid, or "selection" for a part of it.
 
-    So `-k vgg16` cannot replace the published table of the whole grid by half of it.
+    So neither `-k vgg16` nor a grid that was stopped (`-x`, Ctrl-C) can replace the published table
+    of the whole grid by half of it.
     """
     from flatbench.protocols.cases import grid
 
     everything = {case.id for case in grid(config.stash[PROTOCOL])}
-    return whole if everything <= {case.id for case in config.stash[GRID]} else "selection"
+    return whole if everything <= _ended(config) else "selection"
 
 
 @pytest.hookimpl(wrapper=True)
@@ -210,23 +208,57 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
     cases = config.stash.get(GRID, ())  # xdist's workers collect, this process doesn't
     if not cases or config.option.collectonly:
         return (yield)
-    from flatbench import execution
+    from flatbench import execution, process
     from flatbench.records.store import Store
 
-    with (
-        _usage(),
-        execution.start(
+    store = Store(
+        _option(config, "results"),
+        resume=_option(config, "resume"),
+        keep_weights=_option(config, "keep_weights"),
+    )
+    session_long = ExitStack()  # longer than this loop: the files of the grid are written after it
+    config.add_cleanup(session_long.close)
+    session_long.enter_context(process.ended_by_signals())
+    with _usage():
+        session_long.enter_context(store.held(cases))
+        with execution.start(
             cases,
             execution.machine_of(partial(_option, config)),
-            Store(
-                _option(config, "results"),
-                resume=_option(config, "resume"),
-                keep_weights=_option(config, "keep_weights"),
-            ),
-        ) as run,
-    ):
-        config.stash[RUN] = run
-        return (yield)
+            store,
+        ) as run:
+            config.stash[RUN], config.stash[TESTED] = run, set()
+            try:
+                return (yield)
+            finally:
+                _choose_json(config)
+                if STOP in config.stash:
+                    raise config.stash[STOP]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Once the run is stopped, test only what had ended by then."""
+    if STOP not in item.config.stash:
+        return
+    case = _parameter(item, "flatbench_case")
+    if case is None or not item.config.stash[RUN].futures[case.id].done():
+        pytest.skip("the run was stopped")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+    """Note whose test came to an end, good or bad; see `_ended`."""
+    case = _parameter(item, "flatbench_case")
+    skipped = call.excinfo is not None and call.excinfo.errisinstance(pytest.skip.Exception)
+    if case is not None and call.when == "call" and not skipped:
+        item.config.stash[TESTED].add(case.id)
+
+
+def _choose_json(config: pytest.Config) -> None:
+    """Choose where pytest-benchmark writes, unless --benchmark-json said so."""
+    benchmarks = config.pluginmanager.get_plugin("pytest-benchmark")
+    if benchmarks is not None and benchmarks.json is None and _ended(config):
+        benchmarks.json = _folder(config) / f"{_stem(config, 'benchmark')}.json"
 
 
 def pytest_benchmark_update_machine_info(machine_info: dict[str, object]) -> None:
@@ -276,7 +308,12 @@ def flatbench_record_of(request: pytest.FixtureRequest) -> Callable[[Case], Reco
     def wait(case: Case) -> Record:
         with capture.global_and_fixture_disabled() if capture else nullcontext():
             column = config.get_terminal_writer().width_of_current_line + 1
-            return execution.follow(run, case, sys.stderr, below_column=column)
+            stream = sys.stderr or io.StringIO()  # it may be closed
+            try:
+                return execution.follow(run, case, stream, below_column=column)
+            except KeyboardInterrupt as stop:
+                config.stash[STOP] = stop  # raised once the cases that have ended are tested
+                pytest.skip("the run was stopped")
 
     return wait
 
@@ -302,18 +339,31 @@ def pytest_terminal_summary(
     from flatbench import report
     from flatbench.files import write_atomically
 
-    records = _finished(config)
+    ended, cases = _ended(config), config.stash[GRID]
+    records = [record for record in _finished(config) if record.id in ended]
+    protocols = [config.stash[PROTOCOL]]
+    terminalreporter.write_sep("=", "flatbench")
+    if len(ended) < len(cases):
+        config.stash[NOTES].append(f"{len(cases) - len(ended)} of {len(cases)} cases: no end")
+        terminalreporter.write_line(_stopped(config))
     if not records:
         return
-    protocols = [config.stash[PROTOCOL]]
     path = _folder(config) / f"{_stem(config, 'report')}.md"
     write_atomically(path, report.render(records, protocols=protocols).encode())
-    terminalreporter.write_sep("=", "flatbench")
     for note in config.stash[RUN].progress.notes:
         terminalreporter.write_line(note)
     terminalreporter.write_line(report.render(records, protocols=protocols, brief=True))
     terminalreporter.write_line(f"every measure and test: {path}")
     terminalreporter.write_line(_said(config))
+
+
+def _stopped(config: pytest.Config) -> str:
+    """Return where the cases are that ended before a grid was stopped."""
+    ended, cases = len(_ended(config)), len(config.stash[GRID])
+    return (
+        f"stopped when {ended} of {cases} cases had been tested: selection.json and selection.md "
+        f"have these alone; --flatbench-resume takes all that {_folder(config) / 'records'} has"
+    )
 
 
 def _said(config: pytest.Config) -> str:

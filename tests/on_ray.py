@@ -187,6 +187,7 @@ def test_what_cannot_run_is_refused(cases, tmp_path):
     assert refusal(cases, device="cuda", engine="ray") == (
         "--device = 'cuda': Ray finds no GPU on this machine"
     )
+
     def unreachable(**options):
         raise RuntimeError("Failed to connect to GCS.")
 

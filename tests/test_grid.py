@@ -122,11 +122,11 @@ def test_no_live_line_where_there_is_no_terminal(whole):
     assert "\x1b[K" not in whole.text
 
 
-def test_a_selection_leaves_the_files_of_the_whole_grid_alone(whole, protocol):
-    """Within bounds that no run keeps to: the failure is one line a bound."""
-    before = (whole.results / "tiny" / "benchmark.json").read_bytes()
+@pytest.fixture
+def impossible(whole, protocol):
+    """Thresholds to which no run of sgd keeps."""
     (sgd, *_) = reading.read(whole.results / "tiny" / "benchmark.json")
-    impossible = gate.Bound("at_least", 99.9, "linear", 99.95, 0.01)
+    bound = gate.Bound("at_least", 99.9, "linear", 99.95, 0.01)
     thresholds = gate.Thresholds(
         protocol="tiny",
         evaluation="test",
@@ -138,23 +138,45 @@ def test_a_selection_leaves_the_files_of_the_whole_grid_alone(whole, protocol):
         commit="abc1234",
         cells={
             ("resnet18", "sgd"): gate.CellThreshold(
-                10, sgd.provenance["cell_hash"], {"test_accuracy": impossible}
+                10, sgd.provenance["cell_hash"], {"test_accuracy": bound}
             )
         },
         pairs={},
     )
     path = protocol.parent / "thresholds.toml"
     gate.write_thresholds(path, thresholds)
-    part = run(protocol, whole.results, "-k", "sgd-seed0", "--thresholds", str(path))
+    return str(path)
+
+
+def files_of_the_grid(whole):
+    return [(whole.results / "tiny" / n).read_bytes() for n in ("benchmark.json", "report.md")]
+
+
+def test_a_selection_leaves_the_files_of_the_whole_grid_alone(whole, protocol, impossible):
+    """And the failure is one line a bound."""
+    before = files_of_the_grid(whole)
+    (sgd, *_) = reading.read(whole.results / "tiny" / "benchmark.json")
+    part = run(protocol, whole.results, "-k", "sgd-seed0", "--thresholds", impossible)
     assert part.code == 1
     (line,) = [x for x in part.text.splitlines() if x.startswith("tiny/resnet18/sgd/seed0: ")]
     assert "is below 99.9" in line
     assert "10 seeds, level 0.999, commit abc1234" in line
-    assert (whole.results / "tiny" / "benchmark.json").read_bytes() == before
+    assert files_of_the_grid(whole) == before
     selected = reading.read(whole.results / "tiny" / "selection.json")
     assert [r.id for r in selected] == [sgd.id]
     same = {"provenance": {}}  # the same seed, the same bits
     assert selected[0].without_timings() | same == sgd.without_timings() | same
+    assert "stopped" not in part.text
+
+
+def test_a_grid_that_stops_at_a_failure_leaves_them_alone_too(whole, protocol, impossible):
+    before = files_of_the_grid(whole)
+    stopped = run(protocol, whole.results, "-x", "--resume", "--thresholds", impossible)
+    assert stopped.code == 1
+    assert files_of_the_grid(whole) == before
+    selected = reading.read(whole.results / "tiny" / "selection.json")
+    assert [r.optimizer for r in selected] == ["sgd"]
+    assert "stopped when 1 of 3 cases had been tested: selection.json" in stopped.text
 
 
 def gated(whole, protocol, baseline, *options):

@@ -24,7 +24,7 @@ LEVELS = (
 )
 HEIGHT = {room: -level for level, rooms in enumerate(LEVELS) for room in rooms}
 ROOT = "__init__"  # the package itself: its version, below everything
-ONLY_ERRORS = ("text", "files", "stats", "options")
+ONLY_ERRORS = ("text", "files", "stats", "options", "process")
 LIFTABLE = {"optim": {"torch", "triton"}, "sharpness": {"torch", "numpy"}}
 EXCEPTIONS = {
     ("__main__", "cli"): "python -m flatbench is the command",

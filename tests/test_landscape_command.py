@@ -5,10 +5,13 @@ import json
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import save
 
 from flatbench import cli
 from flatbench.landscape import drawing, hessian_spectrum, spectrum
 from flatbench.records.reading import read_one
+from flatbench.records.store import key_of_weights
 from flatbench.report import style
 from tests import tiny
 
@@ -140,3 +143,30 @@ def test_a_line_of_two_dimensions_and_a_run_that_did_not_complete(command, train
         assert 'status must be "completed", got "diverged"' in capsys.readouterr().err
     finally:
         path.write_text(whole)
+
+
+def with_key(path, key):
+    """Return a file of weights with another run's key, or with none."""
+    with safe_open(path, "numpy") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return save(tensors, None if key is None else {"key": key})
+
+
+def test_weights_of_another_run_than_the_record_are_refused(command, trained, capsys):
+    path = trained[0] / "tiny" / "records" / f"{STEMS[0]}.safetensors"
+    key = read_one(path.with_suffix(".json")).provenance["key"]
+    whole = path.read_bytes()
+    assert key_of_weights(path) == key
+    try:
+        path.write_bytes(with_key(path, "another"))
+        assert command(cases=IDS[:1]) == 2
+        error = (
+            f'flatbench: {path}: key must be "{key}", the record\'s, got "another": '
+            "the weights are of another run; train the case again with --keep-weights\n"
+        )
+        assert capsys.readouterr() == ("", error)
+        path.write_bytes(with_key(path, None))  # as the first versions wrote them
+        with pytest.warns(RuntimeWarning, match=r"safetensors: has no run's key"):
+            assert command(cases=IDS[:1]) == 0
+    finally:
+        path.write_bytes(whole)

@@ -26,6 +26,7 @@ def source_hash() -> str:
 
     return provenance.source_hash()
 
+
 @dataclass(frozen=True)
 class About:
     """What a node is told beside case and job.

@@ -10,12 +10,13 @@ machine that was given up still sends reaches nobody.
 
 from __future__ import annotations
 
+import glob
 import importlib
 import os
 import queue
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -287,7 +288,9 @@ def _needed(cases: Sequence[Case]) -> dict[Path, dict[str, bytes]]:
 
 
 def _attempts_of(kept: Path) -> list[Path]:
-    return sorted(kept.parent.glob(f"{kept.name}.attempt*"), key=lambda f: f.stat().st_mtime)
+    return sorted(
+        kept.parent.glob(f"{glob.escape(kept.name)}.attempt*"), key=lambda f: f.stat().st_mtime
+    )
 
 
 def _take_over(kept: Path) -> None:
@@ -296,5 +299,3 @@ def _take_over(kept: Path) -> None:
         if (content := checkpoint.whole(file)) is not None:
             write_atomically(kept, content)
         checkpoint.remove(file)
-
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from flatbench.errors import UsageError
 from flatbench.protocols.cases import Case
 from flatbench.records.reading import read_one
 from flatbench.records.record import Record
-from flatbench.records.store import Store
+from flatbench.records.store import Store, key_of_weights
 from flatbench.sharpness import LossSurface, loss_surface
 from flatbench.training import identity, measuring, setup, task
 
@@ -38,9 +39,13 @@ class Solution:
 def solution(case: Case, store: Store, where: torch.device, data_dir: Path | None) -> Solution:
     """Read a case's final weights from the store, and the examples that it was measured on.
 
+    Weights without a run's key, which the first versions wrote, are taken with a warning: nothing
+    says whether they are the record's.
+
     Raises:
-        UsageError: there are no weights or no completed record, the protocol or the network's code
-            has changed since the training, a file is damaged, or the data set is not there.
+        UsageError: there are no weights or no completed record, the weights are of another run than
+            the record, the protocol or the network's code has changed since the training, a file is
+            damaged, or the data set is not there.
     """
     weights, path = store.weights(case), store.record(case)
     for file in (path, weights):
@@ -67,10 +72,27 @@ def solution(case: Case, store: Store, where: torch.device, data_dir: Path | Non
     except (SafetensorError, RuntimeError) as error:  # RuntimeError: names or shapes do not fit
         line = " ".join(str(error).split())
         raise UsageError(f"{weights}: are not the weights of {case.id}: {line}") from None
+    _check_run(weights, record)
     picked = measuring.examples(dataset, case.protocol.sharpness)
     images = dataset.normalise(dataset.train.images[picked])
     labels = setup.training_labels(case, dataset)[picked]
     return Solution(case, loss_surface(model.eval(), task.of(case).loss, images, labels))
+
+
+def _check_run(weights: Path, record: Record) -> None:
+    """Raise if weights are not of the run that the record is of: both may have been replaced."""
+    wanted, found = record.provenance.get("key"), key_of_weights(weights)
+    if found is None:
+        warnings.warn(
+            f"{weights}: has no run's key, so that it may be of another run than the record",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    elif found != wanted:
+        raise UsageError(
+            f"{weights}: key must be {json.dumps(wanted)}, the record's, got {json.dumps(found)}: "
+            "the weights are of another run; train the case again with --keep-weights"
+        )
 
 
 def _check_code(case: Case, record: Record, path: Path) -> None:

@@ -15,9 +15,9 @@ def train(cases: Sequence[Case], machine: execution.Machine, store: Store) -> li
     """Train cases and return their records, in order; a terminal shows how far it has come.
 
     Raises:
-        UsageError: as `flatbench.execution.start`.
+        UsageError: as `flatbench.execution.start`, or another run trains into the same folder.
     """
     if not cases:
         return []
-    with execution.start(cases, machine, store) as run:
+    with store.held(cases), execution.start(cases, machine, store) as run:
         return [execution.follow(run, case, sys.stderr) for case in cases]

@@ -1,11 +1,13 @@
 """Checkpoints that survive a kill at any moment, during their own writing included.
 
 A file is the SHA-256 of what follows, then what torch.save wrote. The one before is kept under
-``.previous``: at every instant one of the two is whole.
+``.previous``: at every instant one of the two is whole, also where two processes save one case: a
+new run's worker, and one that has outlived its run.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -13,7 +15,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from flatbench.files import write_atomically
+from flatbench.files import left_beside, written_beside
 
 _DIGEST = hashlib.sha256().digest_size
 
@@ -25,11 +27,11 @@ def save(path: Path, state: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     content = buffer.getvalue()
-    fresh = path.with_name(f"{path.name}.new")
-    write_atomically(fresh, hashlib.sha256(content).digest() + content)
-    if path.exists():
-        os.replace(path, _previous(path))
-    os.replace(fresh, path)
+    with written_beside(path, hashlib.sha256(content).digest() + content) as fresh:
+        # gone: there is none yet, or another process has just made it the previous one
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(path, _previous(path))
+        os.replace(fresh, path)
 
 
 def load(path: Path, key: str) -> dict[str, Any] | None:
@@ -40,9 +42,10 @@ def load(path: Path, key: str) -> dict[str, Any] | None:
     import torch
 
     for candidate in (path, _previous(path)):
-        if not candidate.exists():
+        try:
+            content = candidate.read_bytes()
+        except FileNotFoundError:
             continue
-        content = candidate.read_bytes()
         if not _is_whole(content):
             warnings.warn(f"{candidate}: the checkpoint is damaged; not used", stacklevel=2)
             continue
@@ -66,8 +69,8 @@ def _is_whole(content: bytes) -> bool:
 
 
 def remove(path: Path) -> None:
-    """Remove a checkpoint, the one before it, and a half-written one."""
-    for file in (path, _previous(path), path.with_name(f"{path.name}.new")):
+    """Remove a checkpoint, the one before it, and those that a kill left half-written."""
+    for file in (path, _previous(path), *left_beside(path)):
         file.unlink(missing_ok=True)
 
 

@@ -92,7 +92,7 @@ def epochs(
 
     With ``checkpoints``, a file, the run can be killed at any moment and, with ``resume``, goes on
     from the last checkpoint of the same case, code and device to the same record. ``weights`` is
-    where the final weights go, as safetensors.
+    where the final weights go, as safetensors, with the run's key in their metadata.
 
     Raises:
         UsageError: the device or the data set is not there.
@@ -148,7 +148,7 @@ def _train(
             name: t.clone(memory_format=torch.contiguous_format)
             for name, t in run.model.state_dict().items()
         }
-        write_atomically(weights, safetensors.torch.save(tensors))
+        write_atomically(weights, safetensors.torch.save(tensors, {"key": run.key}))
     calibration.append(meter.calibration_seconds(where))
     return _record(run, reason, statistics.mean(calibration))
 
