@@ -7,6 +7,7 @@ machine's own engine that nothing disturbed.
 """
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 
 from flatbench import execution
 from flatbench.errors import UsageError
-from flatbench.execution import Machine
+from flatbench.execution import Machine, node
 from flatbench.execution import ray as engine
 from flatbench.protocols.cases import grid
 from flatbench.records.store import Store
@@ -125,6 +126,17 @@ def test_a_lost_node(cases, cluster, machine, undisturbed, tmp_path, place):
         notes = list(run.progress.notes)
     assert any("NodeDiedError" in note for note in notes)
     assert kept(store, cases) == undisturbed
+
+
+def test_a_node_with_another_flatbench_says_so(cases, machine, monkeypatch):
+    monkeypatch.setattr(node, "source_hash", lambda: "0123456789ab")
+    with execution.start(cases[:1], machine) as run:
+        (record,) = finish(run, cases[:1])
+    assert record.status == "failed"
+    assert re.fullmatch(
+        r"flatbench on \S+ must have the driver's sources 0123456789ab, got [0-9a-f]{12}",
+        record.reason,
+    )
 
 
 def test_leaving_the_block_cancels_what_runs(cases, machine, tmp_path):

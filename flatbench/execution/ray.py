@@ -69,6 +69,7 @@ class Ray:
         self._running: dict[Any, _Attempt] = {}  # by the stream of its messages
         self._kinds: dict[str, str] = {}  # the kind of GPU that a case was begun with
         self._marks: dict[Path, Path] = {}
+        self._fault: BaseException | None = None  # of the watching thread
         self._closing = threading.Event()
         self._watcher = ThreadPoolExecutor(1, "flatbench-ray")
         self._watcher.submit(self._watch)
@@ -95,6 +96,8 @@ class Ray:
             future.cancel()
         else:
             self._waiting.put(_Attempt(case, job, on_epoch, future))
+            if self._fault is not None:  # nobody watches any more
+                self._give_up(self._fault)
         return future
 
     def close(self) -> None:
@@ -118,18 +121,23 @@ class Ray:
                         break
                     self._begin(self._waiting.get())
                 if self._running:
-                    streams = list(self._running)
-                    for stream in self._ray.wait(streams, num_returns=len(streams), timeout=LOOK)[
-                        0
-                    ]:
+                    streams, count = list(self._running), len(self._running)
+                    ready, _ = self._ray.wait(streams, num_returns=count, timeout=LOOK)
+                    for stream in ready:
                         self._read(stream)
                 else:
                     self._closing.wait(LOOK)
         except BaseException as error:
-            # else whoever waits for a case would wait for ever
-            for attempt in (*self._running.values(), *_drained(self._waiting)):
-                attempt.future.set_exception(error)
+            self._fault = error
+            self._give_up(error)
             raise
+
+    def _give_up(self, error: BaseException) -> None:
+        """Tell whoever waits for a case, who would wait for ever."""
+        while self._running:
+            self._running.popitem()[1].future.set_exception(error)
+        for attempt in _drained(self._waiting):
+            attempt.future.set_exception(error)
 
     def _begin(self, attempt: _Attempt) -> None:
         case, job = attempt.case, attempt.job
