@@ -62,7 +62,8 @@ def _usage() -> Iterator[None]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if _option(config, "device") not in ("auto", "cpu"):
+    is_here = _option(config, "engine") == "local"
+    if is_here and _option(config, "device") not in ("auto", "cpu"):
         from flatbench import execution
 
         with _usage():
