@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+import math
 import types
 import typing
 import zlib
@@ -13,11 +14,22 @@ from pathlib import Path
 from typing import Any
 
 from flatbench.errors import UsageError
-from flatbench.protocols.schema import Reader
+from flatbench.protocols.schema import Check, Reader
 from flatbench.records.record import SCHEMA_VERSION, Epoch, Record
 
 _EPOCH = typing.get_type_hints(Epoch, include_extras=True)
 _REQUIRED = [f.name for f in dataclasses.fields(Epoch) if f.default is dataclasses.MISSING]
+
+
+def _parts(hint: Any) -> tuple[type, tuple[Check, ...]]:
+    """Return the type and the checks of an annotation, less its None."""
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        hint = typing.get_args(hint)[0]
+    inner, *checks = typing.get_args(hint) or (hint,)
+    return inner, tuple(checks)
+
+
+_NUMBERS = {name: _parts(hint) for name, hint in _EPOCH.items()}
 
 
 def from_json(table: Any, source: Path | str) -> Record:
