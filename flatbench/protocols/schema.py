@@ -114,7 +114,7 @@ class Reader:
 
 
 @functools.cache
-def _parse(hint: Any, must_be: str | None = None) -> Parse:
+def _parse(hint: Any, must_be: str | None = None) -> Parse:  # noqa: PLR0911 - one for each kind
     """Return what `Reader.value` does for an annotation; ``must_be`` is what its errors say."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:

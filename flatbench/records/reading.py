@@ -69,15 +69,15 @@ def from_json(table: Any, source: Path | str) -> Record:
 
 def _column(reader: Reader, column: list[Any], hint: Any, name: str) -> list[Any]:
     """Return one column of the history, checked."""
-    optional = hint
-    if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        optional = typing.get_args(hint)[0]
-    inner, *checks = typing.get_args(optional) or (optional,)
-    # a fast pass that only ever says yes; the reader, value by value, says what is wrong
-    if all(type(v) is inner and abs(v) <= 1e9 for v in column) and all(
-        check.holds(v) for check in checks for v in column
-    ):
-        return column
+    inner, checks = _NUMBERS[name]
+    # A fast pass that only ever says yes; the reader, value by value, says what is wrong. What
+    # holds for the least and the largest holds for all, as each check is of an interval. A NaN,
+    # which has no place among them, makes the sum one.
+    if column and set(map(type, column)) == {inner}:
+        low, high = min(column), max(column)
+        fits = all(check.holds(low) and check.holds(high) for check in checks)
+        if fits and max(-low, high) <= 1e9 and not math.isnan(sum(column)):
+            return column
     return [reader.value(v, hint, f"history.{name}[{i}]") for i, v in enumerate(column)]
 
 
@@ -150,7 +150,9 @@ def collect(paths: Iterable[Path]) -> list[Record]:
             raise UsageError(f"{path}: no such file or folder")
         seen.append(str(path))
         folder = path / "records" if (path / "records").is_dir() else path
-        for file in sorted(folder.glob("*.json")) if folder.is_dir() else [path]:
+        is_folder = folder.is_dir()
+        files = sorted(folder.glob("*.json"), key=lambda f: f.name) if is_folder else [path]
+        for file in files:
             records += read(file)
     if not records:
         raise UsageError(f"{', '.join(seen) or 'no path'}: holds no record")
