@@ -91,10 +91,7 @@ def read(path: Path) -> list[Record]:
         UsageError: the file cannot be read, is not JSON, or a record in it is not valid.
     """
     try:
-        content = path.read_bytes()
-        if path.suffix == ".gz":
-            content = gzip.decompress(content)
-        table = json.loads(content.decode("utf-8"), parse_constant=_refuse_constant)
+        table = json.loads(_text(path), parse_constant=_refuse_constant)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UsageError(f"{path}: is not a whole gzip file: {error}") from None
     except OSError as error:
@@ -110,12 +107,20 @@ def read(path: Path) -> list[Record]:
     if not isinstance(benchmarks, list):
         raise Reader(path).error("benchmarks", benchmarks, "a list")
     for i, benchmark in enumerate(benchmarks):
+        benchmarks[i] = None  # of 100,000 the tables are not kept beside their records
         extra = benchmark.get("extra_info") if isinstance(benchmark, dict) else None
         if not isinstance(extra, dict):
             raise Reader(path).error(f"benchmarks[{i}].extra_info", extra, "a table")
         if "record" in extra:
             records.append(from_json(extra["record"], f"{path}: benchmarks[{i}]"))
     return records
+
+
+def _text(path: Path) -> str:
+    content = path.read_bytes()
+    if path.suffix == ".gz":
+        content = gzip.decompress(content)
+    return content.decode("utf-8")
 
 
 def read_one(path: Path) -> Record:
