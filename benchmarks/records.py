@@ -23,14 +23,11 @@ def benchmarks(number: int) -> Iterator[dict[str, Any]]:
     """
     run = json.loads(DIGITS.read_text())["benchmarks"]
     random = np.random.default_rng(0)
-    cells = {
-        (b["extra_info"]["record"]["architecture"], b["extra_info"]["record"]["optimizer"])
-        for b in run
-    }
+    seeds = 1 + max(benchmark["extra_info"]["record"]["seed"] for benchmark in run)
     for i, benchmark in enumerate(itertools.islice(itertools.cycle(run), number)):
         entry = copy.deepcopy(benchmark)
         record = entry["extra_info"]["record"]
-        record["seed"] += i // len(run) * len(run) // len(cells)
+        record["seed"] += i // len(run) * seeds
         moved = record["test_accuracy"] + float(random.normal(0, 0.2))
         record["test_accuracy"] = min(max(moved, 0.0), 100.0)
         factors = np.exp(random.normal(0, 0.05, len(record["sharpness"]))).tolist()
