@@ -100,7 +100,7 @@ class Reader:
 
     def read(self, cls: type[T], table: Mapping[str, Any], prefix: str = "", **given: Any) -> T:
         """Fill one dataclass from one table and from what does not come from the table."""
-        schema = _schema(cls)
+        schema = _schema(typing.cast(Any, cls))
         self.known(table, schema.parses.keys() - given.keys(), prefix)
         for name in schema.required:
             if name not in table and name not in given:
@@ -129,7 +129,8 @@ def _parse(hint: Any, must_be: str | None = None) -> Parse:  # noqa: PLR0911 - o
     if origin is dict:
         return _dict(_parse(arguments[1]))
     if dataclasses.is_dataclass(hint):
-        return lambda reader, value, key: reader.read(hint, reader.table(value, key), f"{key}.")
+        cls = typing.cast(type, hint)
+        return lambda reader, value, key: reader.read(cls, reader.table(value, key), f"{key}.")
     if hint is Any:
         return lambda reader, value, key: value
     return _plain(hint, must_be)
