@@ -11,11 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks import records
 from flatbench.errors import UsageError
 from flatbench.files import write_atomically, write_json
 from flatbench.records.published import pack
 from flatbench.records.reading import collect, from_json, read
 from flatbench.records.record import SCHEMA_VERSION, Epoch, Record
+from flatbench.records.sections import sections
 from tests import synthetic
 
 NUMBERS = st.floats(-1e150, 1e150)
@@ -466,3 +468,26 @@ def test_the_new_file_is_on_the_disk_before_it_has_the_name(tmp_path, monkeypatc
         monkeypatch.setattr(os, name, watched(name))
     write_atomically(path, b"newer")
     assert done == [("fsync file", b"old"), ("replace", b"old"), ("fsync folder", b"newer")]
+
+
+def test_the_benchmarks_records_are_the_same_in_every_form(tmp_path):
+    """Each another seed of its cell: a report takes no case twice."""
+    made = {form: collect([records.write(150, form, tmp_path)]) for form in records.FORMS}
+    ids = [record.id for record in made["benchmark.json"]]
+    assert len(set(ids)) == 150
+    for found in made.values():
+        assert sorted(found, key=lambda r: r.id) == sorted(
+            made["benchmark.json"], key=lambda r: r.id
+        )
+    assert {section.protocol for section in sections(made["folder"])} == {"digits"}
+
+
+@pytest.mark.parametrize("place", [0, 7, 14])
+@pytest.mark.parametrize("wrong", [-1.0, 1e200, math.nan, math.inf, None, "1", True])
+def test_a_wrong_number_is_found_wherever_it_stands_in_a_column(place, wrong):
+    """A column is checked by its ends, which a NaN in the middle is not among."""
+    (made,) = synthetic.grid([0], architectures=["vgg16"], means={"sgd": 90.0}, epochs=15)
+    table = made.to_json()
+    table["history"]["seconds"][place] = wrong
+    with pytest.raises(UsageError, match=rf"history\.seconds\[{place}\] must be a number"):
+        from_json(table, "file")

@@ -5,17 +5,16 @@ from hypothesis import strategies as st
 
 from flatbench.gate.limits import Limit, chance
 from flatbench.gate.scales import LEAST_STD, Scaling, scaling_of
-from flatbench.gate.spread import PRIOR, Spread, moderated, pooled
+from flatbench.gate.spread import PRIOR, Spread, moderated, pooled, spread_of
 from flatbench.protocols.reading import load
 
 
 def test_the_pooled_spread_is_that_within_groups():
-    assert pooled([[1.0, 3.0], [10.0, 10.0, 13.0], [99.0]]) == Spread(
-        pytest.approx(((2 + 6) / 3) ** 0.5), 3
-    )
-    assert pooled([[1.0], []]) is None
+    groups = [[1.0, 3.0], [10.0, 10.0, 13.0], [99.0]]
+    assert pooled(map(spread_of, groups)) == Spread(pytest.approx(((2 + 6) / 3) ** 0.5), 3)
+    assert pooled(map(spread_of, [[1.0], []])) is None
     third = 1 / 3 + 1e-17
-    assert pooled([[third] * 7]).std == 0  # not what rounding leaves of a mean
+    assert pooled([spread_of([third] * 7)]).std == 0  # not what rounding leaves of a mean
 
 
 def test_a_cell_with_few_seeds_borrows_and_one_with_many_does_not():

@@ -177,6 +177,13 @@ def _tau_of_pairs(x, y, pairs):
     return (dx * dy).sum() / np.sqrt(np.count_nonzero(dx) * np.count_nonzero(dy))
 
 
+def test_kendall_counts_clusters_of_hundreds_of_runs():
+    """More agree than a sum of 8 bits holds."""
+    runs, clusters = range(1200), [i // 600 for i in range(1200)]
+    assert stats.kendall(runs, runs, clusters).tau == 1
+    assert stats.kendall(runs, [-run for run in runs], clusters).tau == -1
+
+
 def test_kendalls_interval_is_the_bootstrap_of_whole_clusters():
     """The quadratic forms equal τ counted pair by pair in the samples they stand for."""
     random = np.random.default_rng(1)

@@ -18,15 +18,17 @@ and memory vary for reasons that seeds do not show, so they must also be worse b
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from flatbench import gate
 from flatbench.errors import UsageError
 from flatbench.gate.limits import Limit, chance, kept, power, row_of, seeds, shown
 from flatbench.gate.scales import Scaling, scaling_of
-from flatbench.gate.spread import Spread, moderated, pooled
+from flatbench.gate.spread import Spread, moderated, pooled, spread_of
 from flatbench.gate.verdict import Outcome, Verdict
 from flatbench.protocols.protocol import Protocol
 from flatbench.protocols.reading import available, load
@@ -142,8 +144,9 @@ def _section(before: Section, now: Section, found: _Found) -> None:
             continue
         _same(where, "cell_hash", _hash(old), _hash(records))
         _lost(old, records, found)
-        for measure in dict.fromkeys(m for r in (*old, *records) for m in _measured(r)):
-            _measure(f"{where}: {plain(measure)}", measure, old, records, spreads, cell, found)
+        both = spreads.baseline[cell], _Runs(records)
+        for measure in dict.fromkeys(m for runs in both for run in runs.measured for m in run):
+            _measure(f"{where}: {plain(measure)}", measure, *both, spreads, cell, found)
     found.notes += [
         f"{plain(f'{now.protocol}/{a}/{row}')}: only in the baseline"
         for a, row in before.cells
@@ -164,17 +167,38 @@ def _lost(old: Sequence[Record], new: Sequence[Record], found: _Found) -> None:
                 found.outcomes.append(Outcome(plain(record.id), "failed", line))
 
 
+@dataclass(frozen=True)
+class _Runs:
+    """Records of one cell, and what they measured, which is asked for again and again."""
+
+    records: Sequence[Record]
+
+    @cached_property
+    def measured(self) -> list[dict[str, float]]:
+        """The values of each run that can become worse, by name; none where it is not completed."""
+        return [results_of(record) | costs_of(record) for record in self.records]
+
+    def of(self, measure: str) -> tuple[float, ...]:
+        """Return the values of a measure, of the runs that have one."""
+        return tuple(run[measure] for run in self.measured if measure in run)
+
+    def by_seed(self, measure: str) -> dict[int, float | None]:
+        """Return the value of a measure of every run, None where it has none."""
+        runs = zip(self.records, self.measured, strict=True)
+        return {record.seed: run.get(measure) for record, run in runs}
+
+
 def _measure(
     what: str,
     measure: str,
-    old: Sequence[Record],
-    new: Sequence[Record],
+    old: _Runs,
+    new: _Runs,
     spreads: _Spreads,
     cell: CellKey,
     found: _Found,
 ) -> None:
     """Add the comparison of one measure of one cell, or why there is none."""
-    before, now = _values_of(measure, old), _values_of(measure, new)
+    before, now = old.of(measure), new.of(measure)
     if measure in MARGINS and _differ("device_kind", old, new):
         found.notes.append(f"{what}: not compared: another kind of device")
     elif not before:
@@ -182,9 +206,11 @@ def _measure(
     elif now:
         margin = MARGINS[measure][_differ("device", old, new)] if measure in MARGINS else 0.0
         limit = spreads.limit(cell, measure, before, len(now), margin)
-        same = _same_seeds(measure, old, new)
+        known, seeds_now = old.by_seed(measure), new.by_seed(measure)
+        # whether all current runs are of seeds that gave the same value in the baseline
+        same = all(seed in known and value == known[seed] for seed, value in seeds_now.items())
         found.comparisons.append(_Comparison(what, limit, before, now, same))
-    elif any(record.status == "completed" for record in new):  # of lost runs enough is said
+    elif any(record.status == "completed" for record in new.records):  # of lost runs enough is said
         found.outcomes.append(_unable(what, "no value now"))
 
 
@@ -201,9 +227,10 @@ class _Spreads:
 
     def __init__(self, section: Section, guessed: float | None) -> None:
         """Take a baseline's section, and the accuracy of guessing, where it is known."""
-        self._cells = section.cells
-        self._more = _published(section)
+        self.baseline = {cell: _Runs(records) for cell, records in section.cells.items()}
+        self._more = {cell: _Runs(records) for cell, records in _published(section).items()}
         self._guessed = guessed
+        self._spreads = functools.cache(self._spreads_of)  # each cell borrows from all others
 
     def limit(
         self, cell: CellKey, measure: str, values: tuple[float, ...], new: int, margin: float
@@ -228,27 +255,27 @@ class _Spreads:
 
     def of(self, cell: CellKey, measure: str) -> tuple[Scaling, Spread | None]:
         """Return the scale of a measure in a cell, and its spread; None if it is not known."""
-        scaling = scaling_of(measure, _values_of(measure, self._cells[cell]))
+        scaling = scaling_of(measure, self.baseline[cell].of(measure))
         others = pooled(
-            group
-            for other in self._cells
+            spread
+            for other in self.baseline
             if other != cell
-            for group in self._groups(other, measure, scaling)
+            for spread in self._spreads(other, scaling)
         )
-        spread = moderated(pooled(self._groups(cell, measure, scaling)), others)
+        spread = moderated(pooled(self._spreads(cell, scaling)), others)
         # Without a spread the limit were the mean itself, and any change for the worse beyond it.
         if spread is not None and spread.std == 0 and measure not in MARGINS:
             spread = None
         return scaling, spread
 
-    def _groups(self, cell: CellKey, measure: str, scaling: Scaling) -> list[list[float]]:
-        """Return a cell's values on a scale, the baseline's and the published ones apart."""
+    def _spreads_of(self, cell: CellKey, scaling: Scaling) -> list[Spread | None]:
+        """Return a cell's spreads on a scale, of the baseline's seeds and of the published ones."""
         found = []
-        for runs in (self._cells[cell], self._more.get(cell, ())):
-            values = _values_of(measure, runs)
+        for runs in (self.baseline[cell], self._more.get(cell, _Runs(()))):
+            values = runs.of(scaling.measure)
             # An offset is of this cell alone; where two differ, nothing is borrowed.
-            if values and scaling_of(measure, values) == scaling:
-                found.append(without_rounding(scaling.points(values)))
+            if values and scaling_of(scaling.measure, values) == scaling:
+                found.append(spread_of(without_rounding(scaling.points(values))))
         return found
 
 
@@ -287,12 +314,6 @@ def _repeated(before: Section, now: Section) -> Iterable[str]:
         )
 
 
-def _same_seeds(measure: str, before: Sequence[Record], now: Sequence[Record]) -> bool:
-    """Return whether all current runs are of seeds that gave the same value in the baseline."""
-    known = {r.seed: _measured(r).get(measure) for r in before}
-    return all(r.seed in known and _measured(r).get(measure) == known[r.seed] for r in now)
-
-
 def _hash(records: Sequence[Record]) -> object:
     """Return the hash that a cell's records share, or None; a failed run may lack it."""
     return next((h for r in records if (h := r.provenance.get("cell_hash")) is not None), None)
@@ -306,18 +327,9 @@ def _same(where: str, key: str, before: object, now: object) -> None:
         )
 
 
-def _measured(record: Record) -> dict[str, float]:
-    """Return the values of a completed run that can become worse, by name."""
-    return results_of(record) | costs_of(record)
-
-
-def _values_of(measure: str, records: Sequence[Record]) -> tuple[float, ...]:
-    return tuple(v for r in records if (v := _measured(r).get(measure)) is not None)
-
-
-def _differ(key: str, before: Sequence[Record], now: Sequence[Record]) -> bool:
+def _differ(key: str, before: _Runs, now: _Runs) -> bool:
     """Return whether two groups of records come from different devices, or kinds of them."""
-    one, other = ({str(r.provenance.get(key)) for r in records} for records in (before, now))
+    one, other = ({str(r.provenance.get(key)) for r in runs.records} for runs in (before, now))
     return one != other
 
 

@@ -28,15 +28,21 @@ class Spread:
     freedom: int
 
 
-def pooled(groups: Iterable[Sequence[float]]) -> Spread | None:
-    """Return the spread within groups of values, or None where no group has two of them."""
-    kept = [group for group in groups if len(group) > 1]
-    freedom = sum(len(group) - 1 for group in kept)
+def spread_of(values: Sequence[float]) -> Spread | None:
+    """Return the spread of values, or None below two."""
+    if len(values) < 2:
+        return None
+    # less their first, equal values have a std of exactly 0
+    return Spread(float(np.std(np.subtract(values, values[0]), ddof=1)), len(values) - 1)
+
+
+def pooled(groups: Iterable[Spread | None]) -> Spread | None:
+    """Return the spread within groups of values, or None where no group has one."""
+    kept = [group for group in groups if group is not None]
+    freedom = sum(group.freedom for group in kept)
     if not freedom:
         return None
-    # less their first, equal values have a variance of exactly 0
-    squares = sum(float(np.var(np.subtract(g, g[0]), ddof=1)) * (len(g) - 1) for g in kept)
-    return Spread(math.sqrt(squares / freedom), freedom)
+    return Spread(math.sqrt(sum(g.std**2 * g.freedom for g in kept) / freedom), freedom)
 
 
 def moderated(own: Spread | None, others: Spread | None) -> Spread | None:

@@ -13,7 +13,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -49,10 +49,26 @@ _PLAIN = {
     str: "a string",
 }
 
-# Thousands of records are read against the same few annotations.
-_hints = functools.cache(functools.partial(typing.get_type_hints, include_extras=True))
-_origin: Callable[[Any], Any] = functools.cache(typing.get_origin)
-_arguments: Callable[[Any], tuple[Any, ...]] = functools.cache(typing.get_args)
+Parse = Callable[["Reader", Any, str], Any]  # a value and its key -> it, in its annotation's type
+
+
+@dataclass(frozen=True)
+class _Schema:
+    """What a dataclass is read by: made once, since thousands of records are read by it."""
+
+    parses: Mapping[str, Parse]
+    required: tuple[str, ...]
+
+
+@functools.cache
+def _schema(cls: Any) -> _Schema:
+    hints = typing.get_type_hints(cls, include_extras=True)
+    required = (
+        f.name
+        for f in dataclasses.fields(cls)
+        if f.default is f.default_factory is dataclasses.MISSING
+    )
+    return _Schema({name: _parse(hint) for name, hint in hints.items()}, tuple(required))
 
 
 @dataclass(frozen=True)
@@ -67,13 +83,13 @@ class Reader:
 
     def known(self, table: Mapping[str, Any], keys: Iterable[str], prefix: str) -> None:
         """Raise unless every key of the table is one of ``keys``."""
-        names = sorted(keys)
+        known = set(keys)
         for key in table:
-            if key not in names:
-                hint = did_you_mean(key, names)
+            if key not in known:
+                names = sorted(known)
                 raise UsageError(
-                    f"{self.source}: {prefix}{quoted(key)} is an unknown key{hint}; it "
-                    f"must be one of {', '.join(names)}"
+                    f"{self.source}: {prefix}{quoted(key)} is an unknown key"
+                    f"{did_you_mean(key, names)}; it must be one of {', '.join(names)}"
                 )
 
     def table(self, value: object, key: str) -> dict[str, Any]:
@@ -84,59 +100,100 @@ class Reader:
 
     def read(self, cls: type[T], table: Mapping[str, Any], prefix: str = "", **given: Any) -> T:
         """Fill one dataclass from one table and from what does not come from the table."""
-        hints = _hints(typing.cast(Any, cls))
-        self.known(table, set(hints) - set(given), prefix)
-        for f in dataclasses.fields(typing.cast(Any, cls)):
-            required = f.default is f.default_factory is dataclasses.MISSING
-            if required and f.name not in table and f.name not in given:
-                raise UsageError(f"{self.source}: {prefix}{f.name} is missing")
-        values = {key: self.value(v, hints[key], f"{prefix}{key}") for key, v in table.items()}
+        schema = _schema(typing.cast(Any, cls))
+        self.known(table, schema.parses.keys() - given.keys(), prefix)
+        for name in schema.required:
+            if name not in table and name not in given:
+                raise UsageError(f"{self.source}: {prefix}{name} is missing")
+        values = {k: schema.parses[k](self, v, f"{prefix}{k}") for k, v in table.items()}
         return cls(**given, **values)
 
     def value(self, value: object, hint: Any, key: str) -> Any:
         """Check a value against an annotation and return it in the annotation's type."""
-        if _origin(hint) is not Annotated:
-            return self._typed(value, hint, key, None)
-        inner, *checks = _arguments(hint)
-        must_be = "; ".join(check.must_be for check in checks)
-        converted = self._typed(value, inner, key, must_be)
-        if not all(check.holds(converted) for check in checks):
-            raise self.error(key, value, must_be)
+        return _parse(hint)(self, value, key)
+
+
+@functools.cache
+def _parse(hint: Any, must_be: str | None = None) -> Parse:  # noqa: PLR0911 - one for each kind
+    """Return what `Reader.value` does for an annotation; ``must_be`` is what its errors say."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return _checked(arguments[0], arguments[1:])
+    if origin in (types.UnionType, typing.Union):  # X | None
+        some = _parse(arguments[0])
+        return lambda reader, value, key: None if value is None else some(reader, value, key)
+    if origin is Literal:
+        return _choice(arguments)
+    if origin is tuple:
+        return _tuple(_parse(arguments[0], must_be), must_be or "a list")
+    if origin is dict:
+        return _dict(_parse(arguments[1]))
+    if dataclasses.is_dataclass(hint):
+        cls = typing.cast(type, hint)
+        return lambda reader, value, key: reader.read(cls, reader.table(value, key), f"{key}.")
+    if hint is Any:
+        return lambda reader, value, key: value
+    return _plain(hint, must_be)
+
+
+def _checked(hint: Any, checks: Iterable[Check]) -> Parse:
+    checks = tuple(checks)
+    must_be = "; ".join(check.must_be for check in checks)
+    inner = _parse(hint, must_be)
+
+    def parse(reader: Reader, value: Any, key: str) -> Any:
+        converted = inner(reader, value, key)
+        for check in checks:
+            if not check.holds(converted):
+                raise reader.error(key, value, must_be)
         return converted
 
-    def _typed(  # noqa: PLR0911 - one return for each kind of annotation
-        self, value: object, hint: Any, key: str, must_be: str | None
-    ) -> Any:
-        origin, arguments = _origin(hint), _arguments(hint)
-        if origin in (types.UnionType, typing.Union):  # X | None
-            return None if value is None else self.value(value, arguments[0], key)
-        if origin is Literal:
-            # by type too: Python's 1 == 1.0 == True
-            if not any(value == choice and type(value) is type(choice) for choice in arguments):
-                choices = ", ".join(json.dumps(choice) for choice in arguments)
-                raise self.error(key, value, f"one of {choices}")
-            return value
-        if origin is tuple:
-            if not isinstance(value, list):
-                raise self.error(key, value, must_be or "a list")
-            return tuple(self._typed(v, arguments[0], key, must_be) for v in value)
-        if origin is dict:
-            table = self.table(value, key)
-            return {k: self.value(v, arguments[1], f"{key}.{quoted(k)}") for k, v in table.items()}
-        if dataclasses.is_dataclass(hint):
-            return self.read(typing.cast(type, hint), self.table(value, key), f"{key}.")
-        if hint is Any:
-            return value
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if hint is float and is_number and abs(typing.cast(float, value)) <= _LARGEST:
-            return float(typing.cast(float, value))
-        if hint is int and isinstance(value, int) and is_number and abs(value) <= _LARGEST_INT:
-            return value
-        if hint in (bool, str) and isinstance(value, hint):
-            return value
-        raise self.error(key, value, must_be or _PLAIN[hint])
+    return parse
 
 
+def _choice(choices: Sequence[object]) -> Parse:
+    must_be = f"one of {', '.join(map(json.dumps, choices))}"
+
+    def parse(reader: Reader, value: Any, key: str) -> Any:
+        for choice in choices:
+            if value == choice and type(value) is type(choice):  # Python's 1 == 1.0 == True
+                return value
+        raise reader.error(key, value, must_be)
+
+    return parse
+
+
+def _tuple(inner: Parse, must_be: str) -> Parse:
+    def parse(reader: Reader, value: Any, key: str) -> Any:
+        if not isinstance(value, list):
+            raise reader.error(key, value, must_be)
+        return tuple([inner(reader, v, key) for v in value])
+
+    return parse
+
+
+def _dict(inner: Parse) -> Parse:
+    def parse(reader: Reader, value: Any, key: str) -> Any:
+        table = reader.table(value, key)
+        return {k: inner(reader, v, f"{key}.{quoted(k)}") for k, v in table.items()}
+
+    return parse
+
+
+def _plain(kind: Any, must_be: str | None) -> Parse:
+    kinds = (int, float) if kind is float else kind
+    largest = {float: _LARGEST, int: _LARGEST_INT}.get(kind)
+
+    def parse(reader: Reader, value: Any, key: str) -> Any:
+        fits = isinstance(value, kinds) and (kind is bool or not isinstance(value, bool))
+        if fits and (largest is None or abs(value) <= largest):
+            return kind(value)
+        raise reader.error(key, value, must_be or _PLAIN[kind])
+
+    return parse
+
+
+@functools.lru_cache(1000)
 def quoted(key: str) -> str:
     """Return a key as TOML would write it."""
     return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key)

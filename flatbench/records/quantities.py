@@ -150,5 +150,4 @@ def costs_of(record: Record) -> dict[str, float]:
 def _values(record: Record, names: tuple[str, ...]) -> dict[str, float]:
     if record.status != "completed":
         return {}
-    found = {name: value_of(record, name) for name in names}
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name in names if (value := value_of(record, name)) is not None}

@@ -31,7 +31,7 @@ _OF_OWN_TASKS: Final = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Epoch:
     """What one epoch measured. Accuracies are top-1 in percent, losses are means over examples."""
 
