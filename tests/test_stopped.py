@@ -113,12 +113,13 @@ def test_a_stopped_grid_leaves_the_files_of_the_whole_grid_alone_and_says_so(sto
 
 
 def test_sigterm_stops_a_grid_as_ctrl_c_does(stopped, protocol, tmp_path):
-    """And nothing needs a standard error, which is closed here."""
     *_, results = stopped
     (results / "tiny" / "selection.json").unlink(missing_ok=True)
     arguments = command(protocol, results, "-v", "--resume")
-    closed = ["bash", "-c", 'exec "$@" 2>&-', "bash", *arguments]
-    with (tmp_path / "out").open("w") as out, started(closed, stdout=out) as running:
+    with (
+        (tmp_path / "out").open("w") as out,
+        started(arguments, stdout=out, stderr=out) as running,
+    ):
         wait_until(running, lambda: "first-seed0] PASSED" in (tmp_path / "out").read_text())
         running.terminate()
         assert running.wait(PATIENCE) == pytest.ExitCode.INTERRUPTED
