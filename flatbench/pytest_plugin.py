@@ -7,7 +7,6 @@ that they meet nobody else's. Nothing heavy is imported before a test of the gri
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -309,9 +308,8 @@ def flatbench_record_of(request: pytest.FixtureRequest) -> Callable[[Case], Reco
     def wait(case: Case) -> Record:
         with capture.global_and_fixture_disabled() if capture else nullcontext():
             column = config.get_terminal_writer().width_of_current_line + 1
-            stream = sys.stderr or io.StringIO()  # it may be closed
             try:
-                return execution.follow(run, case, stream, below_column=column)
+                return execution.follow(run, case, sys.stderr, below_column=column)
             except KeyboardInterrupt as stop:
                 config.stash[STOP] = stop  # raised once the cases that have ended are tested
                 pytest.skip("the run was stopped")
