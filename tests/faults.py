@@ -10,7 +10,7 @@ from flatbench.records.reading import read_one
 from tests import tiny
 
 PATIENCE = 300  # seconds; nothing here takes long, and a hang should not go on for ever
-EPOCHS = 30  # of about a tenth of a second: time enough for something to happen
+EPOCHS = 16  # of about a tenth of a second: time enough for something to happen
 
 
 def cases_in(folder, **changes):

@@ -7,6 +7,7 @@ import io
 import multiprocessing
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -69,8 +70,10 @@ def test_a_killed_worker_costs_nothing(cases, undisturbed, tmp_path):
         notes = list(run.progress.notes)
     died = f"{cases[0].id}: its worker process died: "
     assert notes[0] == f"{died}killed by SIGKILL (out of memory?); it is tried again"
-    assert sum(note.startswith(died) for note in notes) == 2
-    assert notes[-1].startswith(f"{cases[0].id}: attempt 3 goes on after epoch ")
+    # The second kill is an attempt's, or meets a worker that has no case yet and is replaced.
+    assert re.fullmatch(
+        rf"{re.escape(cases[0].id)}: attempt [23] goes on after epoch \d+", notes[-1]
+    )
     assert kept(store, cases) == undisturbed
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from flatbench import cli
 from flatbench.errors import UsageError
+from flatbench.execution import Machine
 from flatbench.files import write_json
 from flatbench.protocols.cases import grid
 from flatbench.records.store import Store, key_of_weights
@@ -61,7 +62,7 @@ def test_a_folder_that_another_run_holds_is_refused_in_one_line(tmp_path, other_
 def test_studies_and_grids_are_refused_too(tmp_path, cases, other_run):
     store = Store(tmp_path / "results")
     with pytest.raises(UsageError, match="trains into this folder"):
-        runs.train(cases, runs.Machine("cpu"), store)
+        runs.train(cases, Machine("cpu"), store)
     refused = run(tmp_path / "tiny.toml", tmp_path / "results")
     assert refused.code == pytest.ExitCode.USAGE_ERROR
     assert len([x for x in refused.text.splitlines() if "trains into this folder" in x]) == 1
