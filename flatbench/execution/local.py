@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from pebble import ProcessExpired, ProcessPool
 
+from flatbench import process
 from flatbench.execution import work
 from flatbench.execution.engine import Job, OnEpoch, WorkerDied
 from flatbench.protocols.cases import Case
@@ -107,7 +108,7 @@ class _Place:
             self.end()
         if self._pool is None:
             spawn = multiprocessing.get_context("spawn")
-            self._pool = ProcessPool(1, initializer=_end_with_parent, context=spawn)
+            self._pool = ProcessPool(1, initializer=_begin_worker, context=spawn)
         return self._pool.schedule(_work, args=(case, job, self._device, mail))
 
     def end(self) -> None:
@@ -170,6 +171,14 @@ def _work(case: Case, job: Job, device: str, mail: Path) -> None:
                 return
             pickle.dump(message, out)
             out.flush()
+
+
+def _begin_worker() -> None:
+    """Make this process one that nothing but its parent ends."""
+    process.open_streams()  # what a network prints must not end it where nobody reads
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the parent's to handle, as Ctrl-C is
+    _end_with_parent()
 
 
 def _end_with_parent() -> None:
