@@ -20,7 +20,10 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 # Files of a minute or half of one, the longest first: two workers then end at about the same time.
-LONG = ("workflows", "try", "kernel_numbers", "kernel_writes", "kernel_changes", "gpu_command")
+LONG = (
+    *("workflows", "try", "faults", "stopped"),
+    *("kernel_numbers", "kernel_writes", "kernel_changes", "gpu_command"),
+)
 
 
 def pytest_collection_modifyitems(items):

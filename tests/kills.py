@@ -16,6 +16,7 @@ from flatbench import execution
 from flatbench.execution import Machine
 from flatbench.execution import run as running
 from flatbench.protocols.cases import grid
+from flatbench.records.reading import read_one
 from flatbench.records.store import Store
 from tests import faults, tiny
 
@@ -49,7 +50,7 @@ def test_twenty_kills(cases, undisturbed, tmp_path, engine, monkeypatch):
     if engine == "ray":
         pytest.importorskip("ray")
     monkeypatch.setattr(running, "DEATHS", KILLS + 1)  # a worker may be killed as it starts
-    chance, killed, grids = random.Random(0), 0, 0
+    chance, killed, grids, resumed = random.Random(0), 0, 0, 0
     words = ["ray::messages"] if engine == "ray" else ["spawn_main"]
     while killed < KILLS:
         grids += 1
@@ -64,4 +65,8 @@ def test_twenty_kills(cases, undisturbed, tmp_path, engine, monkeypatch):
                     os.kill(chance.choice(workers), signal.SIGKILL)
                     killed += 1
         assert faults.kept(store, cases) == undisturbed
-    print(f"\n{engine}: {killed} workers killed in {grids} grids of {len(cases)} cases, none lost")
+        records = [read_one(store.record(case)) for case in cases]
+        resumed += sum(bool(record.provenance["resumed_after"]) for record in records)
+    assert resumed  # not every kill came before the first checkpoint
+    said = f"{killed} workers killed in {grids} grids of {len(cases)} cases"
+    print(f"\n{engine}: {said}; {resumed} cases went on from a checkpoint, none lost")

@@ -1,15 +1,12 @@
 """A run that is killed, at any moment, goes on to the record of a run that was not."""
 
 import os
-import random
 import signal
-import time
 
 import pytest
 
 from flatbench.protocols.cases import Case, grid
 from flatbench.protocols.reading import load
-from flatbench.records.reading import from_json
 from flatbench.training import checkpoint, step, trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -205,47 +202,3 @@ def test_what_a_kill_left_half_written_is_removed_with_the_checkpoint(tmp_path):
         other.name,
         f"{other.name}.previous",
     ]
-
-
-def test_killed_twenty_times_at_random(case, uninterrupted, tmp_path):
-    path, result = tmp_path / "case.pt", tmp_path / "record.json"
-    chance = random.Random(0)
-    epoch_seconds = max(epoch.seconds for epoch in uninterrupted.history)
-    resumed_after = []
-    kills = 0
-
-    def train():
-        from flatbench.files import write_json
-
-        record = trainer.train(case, checkpoints=path, resume=True)
-        write_json(result, record.to_json())
-
-    def written():
-        return path.stat().st_mtime_ns if path.exists() else 0
-
-    while kills < 20:
-        before = written()
-        pid = in_child(train)
-        if kills % 2:  # let it make some way first, however slow the machine is today
-            while written() == before and not result.exists():
-                time.sleep(epoch_seconds / 20)
-        time.sleep(chance.uniform(0.0, 2.5) * epoch_seconds)
-        os.kill(pid, signal.SIGKILL)
-        if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL:
-            kills += 1
-        if result.exists():  # came to its end before the kill: check it, and begin again
-            finished = read_back(result)
-            assert finished.without_timings() == uninterrupted.without_timings()
-            resumed_after += finished.provenance["resumed_after"]
-            result.unlink()
-            checkpoint.remove(path)
-    os.waitpid(in_child(train), 0)
-    finished = read_back(result)
-    assert finished.without_timings() == uninterrupted.without_timings()
-    assert resumed_after + finished.provenance["resumed_after"]  # some kills did interrupt
-
-
-def read_back(path):
-    import json
-
-    return from_json(json.loads(path.read_text()), path)
