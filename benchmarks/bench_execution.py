@@ -55,11 +55,10 @@ def Linear(classes):
 
 def loop(cases: Sequence[Case], results: Path) -> None:
     """Train cases one after the other, as somebody would without an engine."""
-    import torch
+    from flatbench.execution import work
+    from flatbench.training import trainer
 
-    from flatbench.training import devices, trainer
-
-    devices.set_up_worker(torch.device("cpu"))
+    work.set_up("cpu")
     store = Store(results)
     for case in cases:
         record = trainer.train(case, checkpoints=store.checkpoint(case))
