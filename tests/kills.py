@@ -44,6 +44,14 @@ def finish(cases, machine, store):
             run.futures[case.id].result(timeout=faults.PATIENCE)
 
 
+def is_over(run):
+    return all(future.done() for future in run.futures.values())
+
+
+def epochs(run):
+    return sum(run.progress.epochs_done.values())
+
+
 @pytest.mark.parametrize("engine", ["local", "ray"])
 def test_twenty_kills(cases, undisturbed, tmp_path, engine, monkeypatch):
     """The grid is trained again and again until so many workers were killed in the middle of it."""
@@ -56,8 +64,13 @@ def test_twenty_kills(cases, undisturbed, tmp_path, engine, monkeypatch):
         grids += 1
         store = Store(tmp_path / str(grids))
         with execution.start(cases, Machine("cpu", workers=2, engine=engine), store) as run:
-            while not all(future.done() for future in run.futures.values()):
-                time.sleep(chance.uniform(0.2, 4))
+            while not is_over(run):
+                if killed % 2:  # let it make some way first, however slow the machine is today
+                    way = epochs(run)
+                    faults.wait_until(
+                        lambda run=run, way=way: epochs(run) > way or is_over(run), "it goes on"
+                    )
+                time.sleep(chance.uniform(0, 1))
                 workers = faults.processes(*words)
                 if engine == "local":
                     workers = sorted(set(workers) & set(faults.children(os.getpid())))
