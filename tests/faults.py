@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from flatbench import execution
+from flatbench.execution import Machine
 from flatbench.protocols.cases import grid
 from flatbench.records.reading import read_one
 from tests import tiny
@@ -40,6 +42,15 @@ def wait_until(condition, what):
         if time.monotonic() > deadline:
             pytest.fail(f"waited {PATIENCE} s until {what}")
         time.sleep(0.02)
+
+
+def finished(cases, store):
+    """Train cases on this machine, undisturbed, and return what is `kept`."""
+    with execution.start(cases, Machine("cpu", workers=2), store) as run:
+        for case in cases:
+            run.futures[case.id].result(timeout=PATIENCE)
+        assert not run.progress.notes
+    return kept(store, cases)
 
 
 def kept(store, cases):

@@ -33,15 +33,7 @@ def cases(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def undisturbed(cases, tmp_path_factory):
-    store = Store(tmp_path_factory.mktemp("undisturbed"))
-    finish(cases, Machine("cpu", workers=2), store)
-    return faults.kept(store, cases)
-
-
-def finish(cases, machine, store):
-    with execution.start(cases, machine, store) as run:
-        for case in cases:
-            run.futures[case.id].result(timeout=faults.PATIENCE)
+    return faults.finished(cases, Store(tmp_path_factory.mktemp("undisturbed")))
 
 
 def is_over(run):

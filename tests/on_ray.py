@@ -42,11 +42,7 @@ def cases(folder):
 @pytest.fixture(scope="module")
 def undisturbed(cases, folder):
     """The records of the local engine."""
-    store = Store(folder / "undisturbed")
-    with execution.start(cases, Machine("cpu", workers=2), store) as run:
-        for case in cases:
-            run.futures[case.id].result(timeout=PATIENCE)
-    return kept(store, cases)
+    return faults.finished(cases, Store(folder / "undisturbed"))
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ import torch
 
 from flatbench import execution
 from flatbench.errors import UsageError
-from flatbench.execution import Machine
+from flatbench.execution import Machine, local
 from flatbench.execution import run as running
 from flatbench.execution.progress import Progress, Run, follow
 from flatbench.files import write_json
@@ -26,16 +26,7 @@ from flatbench.records.reading import read
 from flatbench.records.record import Epoch, Record
 from flatbench.records.store import Store
 from tests import synthetic, tiny
-
-PATIENCE = 300  # seconds; nothing here takes long, and a hang should not go on for ever
-
-
-def wait_until(condition, what):
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        if time.monotonic() > deadline:
-            pytest.fail(f"waited {PATIENCE} s until {what}")
-        time.sleep(0.02)
+from tests.faults import PATIENCE, wait_until
 
 
 def gone(pid):
@@ -133,12 +124,16 @@ def test_a_terminal_sees_the_line_and_anything_else_nothing(two):
     assert two.piped == ""
 
 
-def test_resuming_a_finished_run_starts_no_worker(two):
+def test_resuming_a_finished_run_starts_no_worker(two, monkeypatch):
+    """Also: what the machines are is asked once for all cases; a cluster runs tasks for it."""
+    asked, machines = [], local.Local.machines
+    monkeypatch.setattr(local.Local, "machines", lambda self: asked.append(self) or machines(self))
     store = Store(two.store.results, resume=True)
     with execution.start(two.cases, Machine("cpu", workers=2), store) as run:
         assert [run.futures[case.id].result(timeout=0) for case in two.cases] == two.records
         assert multiprocessing.active_children() == []
         assert run.progress.line() == "4/4 cases · time left unknown"
+    assert len(asked) == 1
 
 
 # --- one worker, and everything that can go wrong

@@ -19,6 +19,7 @@ from flatbench.study.answer import answer
 from flatbench.study.attempt import Request, with_mine
 from flatbench.study.equal_terms import questions_of
 from flatbench.study.runs import train
+from flatbench.training import trainer
 from tests import tiny
 from tests.synthetic import record
 
@@ -65,12 +66,7 @@ class Threads(local.Local):
     """This machine's engine, with a thread in the place of a worker process."""
 
     def _train(self, case, job, on_epoch):
-        under_way = work.attempt(case, job, "cpu")
-        while True:
-            try:
-                on_epoch(*next(under_way))
-            except StopIteration as end:
-                return end.value
+        return trainer.drive(work.attempt(case, job, "cpu"), on_epoch)
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,7 @@ from flatbench.protocols.cases import Case
 from flatbench.records.record import Epoch, Record
 
 OnEpoch = Callable[[int, Epoch], None]  # an epoch's number, from 1
+Machines = tuple[tuple[str, ...], ...]  # each as `provenance.machine` has it
 
 
 class WorkerDied(Exception):
@@ -53,8 +54,8 @@ class Job:
 class Engine(Protocol):
     """Where cases are trained."""
 
-    def machines(self) -> tuple[tuple[str, ...], ...]:
-        """Return each kind of machine that may get a case, as `provenance.machine` has it."""
+    def machines(self) -> Machines:
+        """Return each kind of machine that may get a case."""
 
     def submit(self, case: Case, job: Job, on_epoch: OnEpoch) -> Future[Record]:
         """Begin to train a case and return its future.

@@ -32,7 +32,7 @@ from pebble import ProcessExpired, ProcessPool
 
 from flatbench import process
 from flatbench.execution import work
-from flatbench.execution.engine import Job, OnEpoch, WorkerDied
+from flatbench.execution.engine import Job, Machines, OnEpoch, WorkerDied
 from flatbench.protocols.cases import Case
 from flatbench.records.record import Epoch, Record
 
@@ -54,7 +54,7 @@ class Local:
         self._closing = threading.Event()
         self._feeders = ThreadPoolExecutor(len(devices), "flatbench-feeder")
 
-    def machines(self) -> tuple[tuple[str, ...], ...]:
+    def machines(self) -> Machines:
         """Return what this machine is, with its first device."""
         import torch
 
@@ -161,16 +161,15 @@ def _cause(exitcode: int | None) -> str:
 
 def _work(case: Case, job: Job, device: str, mail: Path) -> None:
     """Train a case in a worker process; everything that there is to tell goes into the mail."""
+    from flatbench.training import trainer
+
     with mail.open("ab") as out:
-        trained = work.attempt(case, job, device)
-        while True:
-            try:
-                message: object = next(trained)
-            except StopIteration as end:
-                pickle.dump(end.value, out)
-                return
-            pickle.dump(message, out)
+
+        def tell(number: int, epoch: Epoch) -> None:
+            pickle.dump((number, epoch), out)
             out.flush()
+
+        pickle.dump(trainer.drive(work.attempt(case, job, device), tell), out)
 
 
 def _begin_worker() -> None:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from flatbench import components
 from flatbench.errors import UsageError
 from flatbench.execution import node
-from flatbench.execution.engine import Job, OnEpoch, WorkerDied
+from flatbench.execution.engine import Job, Machines, OnEpoch, WorkerDied
 from flatbench.files import write_atomically
 from flatbench.protocols.cases import Case
 from flatbench.records.record import Record
@@ -74,7 +74,7 @@ class Ray:
         self._watcher = ThreadPoolExecutor(1, "flatbench-ray")
         self._watcher.submit(self._watch)
 
-    def machines(self) -> tuple[tuple[str, ...], ...]:
+    def machines(self) -> Machines:
         """Return what each node is that takes cases, by a task on each."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
 

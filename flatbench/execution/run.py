@@ -10,6 +10,7 @@ attempt that was given up cannot replace a newer record.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from flatbench.errors import UsageError
-from flatbench.execution.engine import Engine, Job, WorkerDied
+from flatbench.execution.engine import Engine, Job, Machines, WorkerDied
 from flatbench.execution.progress import Progress, Run
 from flatbench.execution.work import failed
 from flatbench.files import write_json
@@ -117,11 +118,12 @@ def start(cases: Sequence[Case], machine: Machine, store: Store | None = None) -
     setup.check(cases, loaded)
     run = Run({case.id: Future() for case in cases}, Progress(cases))
     engine = _engine(machine, devices, cases)
+    machines = functools.cache(engine.machines)  # asking a cluster is a task on each of its nodes
     try:
         for case in cases:
             record = None
             if store is not None and store.resume and store.record(case).exists():
-                record = _reusable(case, loaded[id(case.protocol)], engine, store)
+                record = _reusable(case, loaded[id(case.protocol)], machines, store)
             if record is None:
                 _begin(run, engine, case, _job(case, machine, store), store)
             else:
@@ -152,12 +154,14 @@ def _job(case: Case, machine: Machine, store: Store | None) -> Job:
     return Job(1, machine.data_dir, store.checkpoint(case), store.resume, weights)
 
 
-def _reusable(case: Case, dataset: DataSet, engine: Engine, store: Store) -> Record | None:
+def _reusable(
+    case: Case, dataset: DataSet, machines: Callable[[], Machines], store: Store
+) -> Record | None:
     """Return the store's record of a case, if a machine of the engine's would make the same."""
     from flatbench.training import identity
 
     found = identity.sources(case)
-    keys = {identity.key(case, dataset, kind, found) for kind in engine.machines()}
+    keys = {identity.key(case, dataset, kind, found) for kind in machines()}
     return next((r for key in keys if (r := store.finished(case, key)) is not None), None)
 
 

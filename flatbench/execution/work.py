@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Generator
 from typing import TYPE_CHECKING
 
+from flatbench.components import in_one_line
 from flatbench.errors import UsageError
 from flatbench.protocols.cases import Case
 from flatbench.records.record import Epoch, Record, of_case
@@ -54,7 +55,7 @@ def attempt(case: Case, job: Job, device: str) -> Generator[tuple[int, Epoch], N
         return failed(case, str(error))
     except Exception as error:  # noqa: BLE001 - whatever it was, it fails this case alone
         traceback.print_exc()
-        return failed(case, f"{type(error).__name__}: {error}")
+        return failed(case, in_one_line(error))
 
 
 def failed(case: Case, reason: str) -> Record:

@@ -60,6 +60,14 @@ def train(
         resume=resume,
         weights=weights,
     )
+    return drive(under_way, on_epoch)
+
+
+def drive(
+    under_way: Generator[tuple[int, Epoch], None, Record],
+    on_epoch: Callable[[int, Epoch], None] | None = None,
+) -> Record:
+    """Go through epochs to their end, call ``on_epoch`` with each, and return the record."""
     while True:
         try:
             number, epoch = next(under_way)
@@ -82,7 +90,7 @@ def epochs(
     """Train one case from its seed, yield each epoch with its number, and return what was measured.
 
     Within one machine, torch build and thread count the record depends on the case alone, bit for
-    bit, timings aside. ``on_epoch(number, epoch)`` is called after each epoch, from 1.
+    bit, timings aside. Epochs are numbered from 1.
 
     A loss or a gradient that is not finite ends the run as ``diverged``.
 
