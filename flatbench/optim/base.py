@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from .groups import Group, parameters
-from .layout import is_dense, strided_like
+from .layout import flattened, is_dense, strided_like
 
 SAMS_OWN = ("rho", "adaptive", "eta", "implementation")
 
@@ -57,6 +57,21 @@ def prepare_fused_base(base: Optimizer) -> None:
             # a CUDA graph. From a buffer of zeros its first step needs no special case.
             if group.get("momentum") and base.state[p].get("momentum_buffer") is None:
                 base.state[p]["momentum_buffer"] = torch.zeros_like(p, requires_grad=False)
+
+
+def step_unless_bad(base: Optimizer, found_inf: Tensor) -> None:
+    """Let a base step with the gradients in ``p.grad``, unless ``found_inf`` is 1.
+
+    torch's fused steps read that on the device. Without them the host must.
+    """
+    prepare_fused_base(base)
+    if found_inf.is_cuda and getattr(base, "_step_supports_amp_scaling", False):
+        base.found_inf = found_inf  # type: ignore[attr-defined]
+        base.step()
+        del base.found_inf  # type: ignore[attr-defined]
+    elif not found_inf:
+        with torch.no_grad(), flattened(copied_in_vain(base)):
+            base.step()
 
 
 def copied_in_vain(base: Optimizer) -> list[Tensor]:

@@ -35,6 +35,13 @@ def check_options(group: Group) -> None:
         )
 
 
+def check_natural(group: Group, option: str, least: int) -> None:
+    """Raise ValueError unless an option is a whole number of at least ``least``."""
+    value: Any = group[option]
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{option} must be a whole number of at least {least}, got {value!r}")
+
+
 def check_base_options(group: Group) -> None:
     """Raise ValueError for an option of the base optimizer that makes no sense under SAM."""
     for option in ("maximize", "differentiable"):
