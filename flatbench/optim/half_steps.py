@@ -79,7 +79,7 @@ class HalfSteps(Optimizer):
             raise ValueError(
                 f"implementation must be 'auto', 'eager' or 'fused', got {implementation!r}"
             )
-        self._options = options
+        self._options = dict(options)
         super().__init__(params, options)
         base_kwargs = prefer_fused(base_optimizer, self.param_groups, base_kwargs)
         self.base_optimizer = base_optimizer(self.param_groups, **base_kwargs)

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from .. import eager
+from ..groups import Group
 from ..half_steps import HalfSteps, Implementation
 from ..layout import saved_copy
 
@@ -37,6 +38,7 @@ class MomentumSAM(HalfSteps):
         **base_kwargs: handed to the base.
 
     Raises:
+        ValueError: the base's momentum is 0.
         RuntimeError: a step after ``eval()`` without ``train()``, or a base that has stepped and
             keeps no momentum.
     """
@@ -59,6 +61,11 @@ class MomentumSAM(HalfSteps):
     def passes(self) -> int:
         """1: the gradient at the weights as they are, which are perturbed."""
         return 1
+
+    def _check_group(self, group: Group) -> None:
+        super()._check_group(group)
+        if group.get("momentum", 1.0) == 0:
+            raise ValueError(f"momentum must be above 0, got {group['momentum']!r}")
 
     def train(self) -> None:
         """Go to where the next gradient is to be taken."""
