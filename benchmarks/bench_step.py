@@ -33,7 +33,7 @@ from torch import nn
 from benchmarks.plain import PerTensorSAM
 from benchmarks.timing import ROUNDS, WARM_UP, Step, clock, in_turns
 from flatbench import models
-from flatbench.optim import SAM, sam
+from flatbench.optim import SAM, choice
 from tests import stub
 
 BASES: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -174,7 +174,7 @@ def launchable(
     for name, value in request.getfixturevalue("stub_environment").items():
         monkeypatch.setenv(name, value)
     stub.install()
-    monkeypatch.setattr(sam, "why_not_fused", lambda device: None)
+    monkeypatch.setattr(choice, "why_not_fused", lambda device: None)
 
 
 @pytest.mark.benchmark(timer=time.perf_counter)

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flatbench import models
-from flatbench.optim import SAM, fused, kernels
-from flatbench.optim import sam as sam_module
+from flatbench.optim import SAM, choice, fused, kernels
 from flatbench.optim.groups import is_adaptive
 from tests import stub
 from tests.optimizers import BASES, SGD
@@ -50,7 +49,7 @@ def launched():
 
 @pytest.fixture(autouse=True)
 def cpu_tensors_are_launched_with(monkeypatch):
-    monkeypatch.setattr(sam_module, "why_not_fused", lambda device: None)
+    monkeypatch.setattr(choice, "why_not_fused", lambda device: None)
     LAUNCHES.clear()
 
 

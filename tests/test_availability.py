@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from flatbench.optim import SAM, availability, sam
+from flatbench.optim import SAM, availability, choice
 from flatbench.optim.availability import c_compiler, why_not_fused
 
 CUDA = torch.device("cuda", 0)
@@ -101,7 +101,7 @@ def test_auto_says_once_why_it_is_eager(monkeypatch):
         asked.append(device)
         return "no C compiler is found"
 
-    monkeypatch.setattr(sam, "why_not_fused", why_not)
+    monkeypatch.setattr(choice, "why_not_fused", why_not)
     w = nn.Parameter(torch.ones(3))
     optimizers = [Elsewhere([w], torch.optim.SGD, lr=1.0) for _ in range(3)]
     with pytest.warns(RuntimeWarning) as caught:
@@ -112,7 +112,7 @@ def test_auto_says_once_why_it_is_eager(monkeypatch):
 
 
 def test_eager_by_choice_asks_nothing(monkeypatch):
-    monkeypatch.setattr(sam, "why_not_fused", lambda device: pytest.fail("asked"))
+    monkeypatch.setattr(choice, "why_not_fused", lambda device: pytest.fail("asked"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         sam_ = Elsewhere([nn.Parameter(torch.ones(3))], torch.optim.SGD, implementation="eager")

@@ -1,7 +1,5 @@
 """The half-step machine of the SAM family: what its methods share, and where they differ."""
 
-import functools
-import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -10,18 +8,17 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 
-from . import eager, hooks, own_state
-from .availability import warn_of_eager, why_not_fused
-from .base import check_base, prefer_fused, step_unless_bad
+from . import choice, eager, hooks, own_state
+from .base import after_loading, check_base, prefer_fused, step_unless_bad
+from .choice import Implementation, check_implementation
 from .eager import Segment
 from .groups import Group, check_base_options, check_options, check_parameters, parameters
-from .layout import saved_copy, strided_like
+from .layout import lay_out_state
 
 if TYPE_CHECKING:
     from .fused import FusedStep
 
 Adaptive = bool | Literal["weights"]
-Implementation = Literal["auto", "eager", "fused"]
 
 
 class HalfSteps(Optimizer):
@@ -75,10 +72,7 @@ class HalfSteps(Optimizer):
             base_kwargs: the base's options.
         """
         check_base(base_optimizer)
-        if implementation not in ("auto", "eager", "fused"):
-            raise ValueError(
-                f"implementation must be 'auto', 'eager' or 'fused', got {implementation!r}"
-            )
+        check_implementation(implementation)
         self._options = dict(options)
         super().__init__(params, options)
         base_kwargs = prefer_fused(base_optimizer, self.param_groups, base_kwargs)
@@ -343,15 +337,7 @@ class HalfSteps(Optimizer):
             self._attach()
 
     def _attach(self) -> None:
-        # The hook holds self weakly: a cycle would keep the state until garbage collection.
-        follow = weakref.WeakMethod(self._follow_base)
-
-        def tell(_: Optimizer) -> None:
-            method = follow()
-            if method is not None:
-                method()
-
-        self.base_optimizer.register_load_state_dict_post_hook(tell)
+        after_loading(self.base_optimizer, self._follow_base)
         self._follow_base()
 
     def _follow_base(self) -> None:
@@ -364,10 +350,7 @@ class HalfSteps(Optimizer):
             self._check_group(group)
             check_base_options(group)
             for p in group["params"]:
-                # State may come from a model in another memory format.
-                for name, t in self.state.get(p, {}).items():
-                    if isinstance(t, Tensor) and t.shape == p.shape:
-                        self.state[p][name] = strided_like(p, t, t.dtype)
+                lay_out_state(p, self.state.get(p, {}))
         self._forget_fused_step()
 
     def _refuse_while_perturbed(self, what: str) -> None:
@@ -387,29 +370,15 @@ class HalfSteps(Optimizer):
     def _fused_step(self) -> "FusedStep | None":
         """Return the fused step if it is wanted and possible, else None: the step is eager."""
         if not self._is_chosen:
-            self._fused = self._make_fused_step()
+            self._fused = choice.fused_step(
+                self._implementation,
+                self.why_eager,
+                self.base_optimizer,
+                (self.gradient_norm, self.found_inf, self.skipped_steps),
+                self._saved,
+            )
             self._is_chosen = True
         return self._fused
-
-    def _make_fused_step(self) -> "FusedStep | None":
-        wanted = self._implementation == "fused"
-        device = self.gradient_norm.device
-        if not wanted and (self._implementation == "eager" or device.type != "cuda"):
-            return None
-        reason = self.why_eager or why_not_fused(device)
-        if reason is None:
-            from . import fused
-
-            reason = fused.refusal(type(self.base_optimizer), self.param_groups)
-            if reason is None:
-                outcome = fused.Outcome(self.gradient_norm, self.found_inf, self.skipped_steps)
-                keep = functools.partial(saved_copy, self._saved)
-                return fused.FusedStep(self.base_optimizer, keep, outcome)
-        elif not wanted:
-            warn_of_eager(str(device), reason)
-        if wanted:
-            raise ValueError(f"implementation='fused' is not possible: {reason}")
-        return None
 
     def _forget_fused_step(self) -> None:
         self._fused = None

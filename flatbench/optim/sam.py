@@ -4,7 +4,8 @@ from typing import Any
 
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from .half_steps import Adaptive, HalfSteps, Implementation
+from .choice import Implementation
+from .half_steps import Adaptive, HalfSteps
 
 
 class SAM(HalfSteps):

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
+from ..choice import Implementation
 from ..eager import Segment
 from ..groups import Group
-from ..half_steps import Adaptive, HalfSteps, Implementation
+from ..half_steps import Adaptive, HalfSteps
 
 
 class FriendlySAM(HalfSteps):

@@ -5,9 +5,10 @@ from typing import Any
 import torch
 from torch.optim.optimizer import Optimizer, ParamsT
 
+from ..choice import Implementation
 from ..eager import inner
 from ..groups import Group, parameters
-from ..half_steps import Adaptive, HalfSteps, Implementation
+from ..half_steps import Adaptive, HalfSteps
 
 
 class GSAM(HalfSteps):

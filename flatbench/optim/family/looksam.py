@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
+from ..choice import Implementation
 from ..eager import inner
 from ..groups import Group, check_natural, parameters
-from ..half_steps import Adaptive, Implementation
+from ..half_steps import Adaptive
 from .counting import Counting
 
 

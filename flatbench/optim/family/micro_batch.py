@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
+from ..choice import Implementation
 from ..groups import parameters
-from ..half_steps import Adaptive, HalfSteps, Implementation
+from ..half_steps import Adaptive, HalfSteps
 
 
 class MicroBatchSAM(HalfSteps):

@@ -7,8 +7,9 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from .. import eager
+from ..choice import Implementation
 from ..groups import Group
-from ..half_steps import HalfSteps, Implementation
+from ..half_steps import HalfSteps
 from ..layout import saved_copy
 
 BUFFERS = ("momentum_buffer", "exp_avg")

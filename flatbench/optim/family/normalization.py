@@ -8,7 +8,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from ..half_steps import Adaptive, HalfSteps, Implementation
+from ..choice import Implementation
+from ..half_steps import Adaptive, HalfSteps
 
 LAYERS = (_BatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 

@@ -4,8 +4,9 @@ from typing import Any
 
 from torch.optim.optimizer import Optimizer, ParamsT
 
+from ..choice import Implementation
 from ..groups import Group, check_natural
-from ..half_steps import Adaptive, Implementation
+from ..half_steps import Adaptive
 from .counting import Counting
 
 
