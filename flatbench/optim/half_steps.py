@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 
-from . import choice, eager, hooks, own_state
+from . import choice, eager, hooks, own_state, ranks
 from .base import after_loading, check_base, prefer_fused, step_unless_bad
 from .choice import Implementation, check_implementation
 from .eager import Segment
@@ -37,6 +37,7 @@ class HalfSteps(Optimizer):
     Attributes:
         own_state: parameter -> name -> tensor, what the method keeps beside the base's state;
             ``state_dict`` holds it.
+        process_group: see `SAM`.
     """
 
     base_optimizer: Optimizer
@@ -44,6 +45,7 @@ class HalfSteps(Optimizer):
     found_inf: Tensor
     skipped_steps: Tensor
     own_state: own_state.OwnState
+    process_group: "torch.distributed.ProcessGroup | None" = None
     _fused: "FusedStep | None"
     _is_chosen: bool
 
@@ -62,15 +64,7 @@ class HalfSteps(Optimizer):
         implementation: Implementation,
         base_kwargs: dict[str, Any],
     ) -> None:
-        """Make the base on the groups of this optimizer.
-
-        Args:
-            params: tensors, (name, tensor) pairs or dicts of groups.
-            base_optimizer: the base's class.
-            options: the method's own, which every group has; rho, adaptive and eta among them.
-            implementation: see `SAM`.
-            base_kwargs: the base's options.
-        """
+        """Make the base on the same groups; they have the method's ``options``, rho among them."""
         check_base(base_optimizer)
         check_implementation(implementation)
         self._options = dict(options)
@@ -217,10 +211,9 @@ class HalfSteps(Optimizer):
     def sync_hyperparameters(self) -> None:
         """Write what a replayed graph reads on the device: lr, rho, ... and gradient addresses.
 
-        ``first_step`` writes lr, rho, ... itself. With a CUDA graph of fused steps, call this once
-        after the capture, which tells the graph where its gradients lie (replays before that skip
-        their steps, and ``skipped_steps`` counts them), and whenever a scheduler or a script has
-        changed a number in ``param_groups``.
+        Call it once after the capture of a CUDA graph (replays before that skip their steps, and
+        ``skipped_steps`` counts them), and whenever a number in ``param_groups`` has changed.
+        Steps outside a graph write all this themselves.
         """
         fused = self._fused_step()
         if fused is not None:
@@ -234,16 +227,19 @@ class HalfSteps(Optimizer):
             from .fused import Refused
 
             try:
-                return fused.ascend()
+                perturbed = fused.ascend()
             except Refused:  # parameters were cast, or have another layout: choose anew
                 self._forget_fused_step()
                 return self._ascend()
+            self._agree()
+            return perturbed
         segments = eager.segments(self.param_groups, self._saved, self._perturbs)
         climbed = [
             s._replace(grads=self._directions(s), rho=self._radius(s.group)) for s in segments
         ]
         eager.gradient_norm(climbed, out=self.gradient_norm)
         self.found_inf.copy_(~self.gradient_norm.isfinite())
+        self._agree()
         eager.perturb(climbed, self.gradient_norm)
         self._ascended(segments)
         perturbed = [p for segment in segments for p in segment.weights]
@@ -252,6 +248,11 @@ class HalfSteps(Optimizer):
             for p in perturbed:
                 p.grad = None
         return perturbed
+
+    def _agree(self) -> None:
+        """Let all ranks skip the step if one of them must."""
+        if self.process_group is not None:
+            ranks.agree(self.found_inf, self.process_group, self.keeps_first)
 
     def _descend(self) -> None:
         """Put w back, and step."""

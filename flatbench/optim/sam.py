@@ -63,6 +63,10 @@ class SAM(HalfSteps):
             gradient you know to be bad, fill it with 1 before second_step.
         skipped_steps: 0-d int64 tensor, how many steps were skipped for that.
 
+        process_group: None, or the ranks that must skip a step together. Set it where each worker
+            perturbs by its own gradient: a gradient that is not finite on one of them would else
+            part their weights. With gradients that are averaged in both passes there is no need.
+
     Example::
 
         optimizer = SAM(model.parameters(), torch.optim.SGD, rho=0.05, lr=0.1, momentum=0.9)
