@@ -1,6 +1,7 @@
 """What each process of tests/test_distributed.py does, over gloo."""
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -86,6 +87,17 @@ def by_worker(model, ranks, rank, spoilt=None):
     return weights(model), optimizer.skipped_steps.item()
 
 
+def by_the_page(model, ranks, rank):
+    """The same by the loop of docs/optim.md, as it stands there."""
+    optimizer = made("sam", model)
+    page = (Path(__file__).parents[1] / "docs" / "optim.md").read_text()
+    code = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[-1]
+    batches = [data(step, ranks, rank) for step in range(STEPS)]
+    names = {"model": model, "optimizer": optimizer, "torch": torch, "batches": batches}
+    exec(code, names | {"loss": F.mse_loss})
+    return weights(model)
+
+
 def by_parts(ranks, spoilt=None):
     """What `by_worker` does, in one process: m-SAM with a part a rank."""
     model = network()
@@ -136,6 +148,7 @@ def main(rank, ranks, folder):
 
     found = {name: synchronised(name, ddp(), ranks, rank) for name in METHODS}
     found["by worker"] = by_worker(ddp(), ranks, rank)
+    found["by the page"] = by_the_page(ddp(), ranks, rank)
     found["spoilt"] = by_worker(ddp(), ranks, rank, spoilt=2)
     found["refused"] = {
         "FSDP2": refused(fully_shard),

@@ -43,6 +43,7 @@ def test_perturbed_by_worker_ranks_are_equal_and_as_m_sam_with_a_part_a_rank(fou
     assert skipped == 0
     assert all(torch.equal(first, other) for other, _ in others)
     torch.testing.assert_close(first, ranks.by_parts(RANKS), rtol=1e-9, atol=1e-11)
+    assert torch.equal(first, found[0]["by the page"])
     assert (first - found[0]["sam"]).abs().max() > 1e-4  # and not as the synchronised one
 
 

@@ -174,9 +174,8 @@ class HalfSteps(Optimizer):
                 self._single_step()
             return None
         if closure is None:
-            name = type(self).__name__
             raise TypeError(
-                f"{name}.step needs a closure which does the second forward-backward pass"
+                f"{type(self).__name__}.step needs a closure for the second forward-backward pass"
             )
         self.first_step(zero_grad=True)
         with ExitStack() as on_failure:
