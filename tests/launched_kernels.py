@@ -102,7 +102,7 @@ class Pair:
         assert tuple(launch.kernel for launch in launches) == NAMES
         step = self.fused._fused_step()
         assert step is not None
-        tables = step._tables
+        tables = step.tables
         assert tables is not None
         chunks = sum(-(-p.numel() // fused.BLOCK) for p in self.ours.values())
         assert [launch.grid for launch in launches] == [chunks, chunks, 2 * chunks]

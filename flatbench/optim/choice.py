@@ -1,13 +1,17 @@
 """Eager or fused: which implementation of a step is wanted, and which is possible."""
 
 import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from .availability import warn_of_eager, why_not_fused
+from .groups import Group
 from .layout import saved_copy
+from .own_state import OwnState
+from .rule import Rule
 
 if TYPE_CHECKING:
     from .fused import FusedStep
@@ -25,19 +29,19 @@ def check_implementation(implementation: str) -> None:
 
 def fused_step(
     implementation: Implementation,
-    why_eager: str | None,
     base: Optimizer,
     outcome: tuple[Tensor, Tensor, Tensor],
     saved: dict[Tensor, Tensor],
+    method: tuple[Rule, OwnState, set[Tensor] | None, Callable[[Group], float]],
 ) -> "FusedStep | None":
     """Return the fused step if it is wanted and possible, else None: the step is eager.
 
     Args:
         implementation: what is wanted.
-        why_eager: why the method has no fused step, or None.
         base: the base optimizer, whose groups and state the step uses.
         outcome: ``gradient_norm``, ``found_inf`` and ``skipped_steps``.
         saved: parameter -> the tensor that its w is saved in.
+        method: the fields of `fused.Method`.
 
     Raises:
         ValueError: the fused step was asked for by name, and is not possible.
@@ -45,15 +49,16 @@ def fused_step(
     wanted, device = implementation == "fused", outcome[0].device
     if not wanted and (implementation == "eager" or device.type != "cuda"):
         return None
-    reason = why_eager or why_not_fused(device)
+    reason = why_not_fused(device)
     if reason is None:
         from . import fused
 
         reason = fused.refusal(type(base), base.param_groups)
         if reason is None:
             keep = functools.partial(saved_copy, saved)
-            return fused.FusedStep(base, keep, fused.Outcome(*outcome))
-    elif not wanted and why_eager is None:
+            made = fused.Method(*method)
+            return fused.FusedStep(base, keep, fused.Outcome(*outcome), made)
+    elif not wanted:
         warn_of_eager(str(device), reason)
     if wanted:
         raise ValueError(f"implementation='fused' is not possible: {reason}")

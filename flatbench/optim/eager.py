@@ -6,7 +6,7 @@ Foret et al. 2021 (arXiv:2010.01412), equation 2; Kwon et al. 2021 (arXiv:2102.1
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -37,14 +37,14 @@ CPU_PIECE = 1 << 17
 
 
 def segments(
-    groups: Sequence[Group], saved: dict[Tensor, Tensor], perturbs: Callable[[Tensor], bool]
+    groups: Sequence[Group], saved: dict[Tensor, Tensor], only: Container[Tensor] | None
 ) -> list[Segment]:
     """Return the parameters that have a gradient, grouped by how they are perturbed.
 
     Args:
         groups: all of them.
         saved: parameter -> the tensor that its w is saved in; missing ones are made.
-        perturbs: tells whether a parameter is perturbed. The others are left out.
+        only: those that are perturbed, None for all.
 
     Raises:
         RuntimeError: a gradient is sparse.
@@ -57,7 +57,7 @@ def segments(
                 continue
             if p.grad.is_sparse:
                 raise RuntimeError("SAM does not take sparse gradients")
-            if perturbs(p):
+            if only is None or p in only:
                 alike.setdefault(is_adaptive(group, i), []).append(p)
         for adaptive, weights in alike.items():
             grads = [p.grad for p in weights if p.grad is not None]

@@ -6,14 +6,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import Optimizer, ParamsT, StateDict
+from torch.optim.optimizer import Optimizer, ParamsT
 
-from . import choice, eager, hooks, own_state, ranks
-from .base import after_loading, check_base, prefer_fused, step_unless_bad
+from . import choice, eager, hooks, ranks
+from .around import AroundBase
+from .base import step_unless_bad
 from .choice import Implementation, check_implementation
 from .eager import Segment
-from .groups import Group, check_base_options, check_options, check_parameters, parameters
-from .layout import lay_out_state
+from .groups import Group, check_options, check_parameters, parameters
+from .own_state import OwnState
+from .rule import Rule
 
 if TYPE_CHECKING:
     from .fused import FusedStep
@@ -21,36 +23,30 @@ if TYPE_CHECKING:
 Adaptive = bool | Literal["weights"]
 
 
-class HalfSteps(Optimizer):
+class HalfSteps(AroundBase):
     """Two half-steps around a base optimizer: away from w, then from w by the gradient taken there.
 
     `SAM` says what the arguments and attributes are, for the whole family. A method of the family
     is a subclass that supplies what differs:
 
     - `passes`: how many gradients the coming step takes;
-    - `_perturbs`: which parameters are perturbed, and count in the norm;
+    - `_only`: the parameters that are perturbed, and count in the norm;
     - `_radius`: rho of a step;
     - `_directions`: what is climbed along instead of the gradient;
     - `_ascended`: what is learnt from the first gradients;
     - `_mix`: what the base steps with instead of the last gradients.
 
-    Attributes:
-        own_state: parameter -> name -> tensor, what the method keeps beside the base's state;
-            ``state_dict`` holds it.
-        process_group: see `SAM`.
     """
 
-    base_optimizer: Optimizer
     gradient_norm: Tensor
     found_inf: Tensor
     skipped_steps: Tensor
-    own_state: own_state.OwnState
     process_group: "torch.distributed.ProcessGroup | None" = None
     _fused: "FusedStep | None"
     _is_chosen: bool
 
-    # Why the method has no fused step, or None if it has one.
-    why_eager: ClassVar[str | None] = None
+    # What the fused step must know of the method.
+    rule: ClassVar[Rule] = Rule()
     # Whether `_mix` needs the first gradients: then first_step takes them out of ``p.grad``.
     keeps_first: ClassVar[bool] = False
     # What brings w back, in the words of an error.
@@ -65,16 +61,10 @@ class HalfSteps(Optimizer):
         base_kwargs: dict[str, Any],
     ) -> None:
         """Make the base on the same groups; they have the method's ``options``, rho among them."""
-        check_base(base_optimizer)
         check_implementation(implementation)
-        self._options = dict(options)
-        super().__init__(params, options)
-        base_kwargs = prefer_fused(base_optimizer, self.param_groups, base_kwargs)
-        self.base_optimizer = base_optimizer(self.param_groups, **base_kwargs)
-        self.defaults.update(self.base_optimizer.defaults)
-
+        super().__init__(params, base_optimizer, options, base_kwargs)
         self._implementation = implementation
-        self.own_state = {}
+        self._only: set[Tensor] | None = getattr(self, "_only", None)
         self._saved: dict[Tensor, Tensor] = {}
         self._first: dict[Tensor, Tensor] = {}
         self._perturbed: list[Tensor] | None = None
@@ -94,11 +84,8 @@ class HalfSteps(Optimizer):
         """Raise ValueError for an invalid option."""
         check_options(group)
 
-    def _perturbs(self, p: Tensor) -> bool:
-        """Return whether a parameter is perturbed."""
-        return True
-
-    def _radius(self, group: Group) -> float:
+    @staticmethod
+    def _radius(group: Group) -> float:
         """Return rho of the coming step."""
         return float(group["rho"])
 
@@ -222,7 +209,9 @@ class HalfSteps(Optimizer):
     def _ascend(self) -> list[Tensor]:
         """Perturb, and return the perturbed parameters."""
         fused = self._fused_step()
-        if fused is not None:
+        if fused is None:
+            perturbed = self._ascend_eagerly()
+        else:
             from .fused import Refused
 
             try:
@@ -231,8 +220,14 @@ class HalfSteps(Optimizer):
                 self._forget_fused_step()
                 return self._ascend()
             self._agree()
-            return perturbed
-        segments = eager.segments(self.param_groups, self._saved, self._perturbs)
+        if self.keeps_first:
+            self._first = {p: p.grad for p in perturbed if p.grad is not None}
+            for p in perturbed:
+                p.grad = None
+        return perturbed
+
+    def _ascend_eagerly(self) -> list[Tensor]:
+        segments = eager.segments(self.param_groups, self._saved, self._only)
         climbed = [
             s._replace(grads=self._directions(s), rho=self._radius(s.group)) for s in segments
         ]
@@ -241,12 +236,7 @@ class HalfSteps(Optimizer):
         self._agree()
         eager.perturb(climbed, self.gradient_norm)
         self._ascended(segments)
-        perturbed = [p for segment in segments for p in segment.weights]
-        if self.keeps_first:
-            self._first = {p: p.grad for p in perturbed if p.grad is not None}
-            for p in perturbed:
-                p.grad = None
-        return perturbed
+        return [p for segment in segments for p in segment.weights]
 
     def _agree(self) -> None:
         """Let all ranks skip the step if one of them must."""
@@ -259,16 +249,26 @@ class HalfSteps(Optimizer):
         with self._on_device():
             if fused is not None:
                 fused.descend()
-                self._perturbed = None
+                self._perturbed, self._first = None, {}
             else:
                 self.restore()
                 self._base_step()
 
     def _single_step(self) -> None:
         """Step with the gradients that are there."""
+        fused = self._fused_step()
         with self._on_device():
-            self.found_inf.zero_()
-            self._base_step()
+            if fused is None:
+                self.found_inf.zero_()
+                self._base_step()
+                return
+            from .fused import Refused
+
+            try:
+                fused.single()
+            except Refused:
+                self._forget_fused_step()
+                self._single_step()
 
     def _base_step(self) -> None:
         grads = [p.grad for p in parameters(self.param_groups) if p.grad is not None]
@@ -284,42 +284,14 @@ class HalfSteps(Optimizer):
         with torch.no_grad():
             self.skipped_steps.add_(self.found_inf.to(torch.int64))
 
-    # --- groups and state, which are shared with the base
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, as in torch.optim.Optimizer; it may set rho, adaptive and eta."""
-        if "_perturbed" in self.__dict__:
-            self._refuse_while_perturbed("add_param_group")
-        super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        try:
-            self._check_group(group)
-            check_parameters(self.param_groups)
-        except ValueError:
-            self.param_groups.pop()
-            raise
-        self._forget_fused_step()
-
-    def state_dict(self) -> StateDict:
-        """Return the base's state, the method's own and all groups' options, in torch's format."""
-        self._refuse_while_perturbed("state_dict")
-        return own_state.added(super().state_dict(), self.own_state, self.param_groups)
-
-    def load_state_dict(self, state_dict: StateDict) -> None:
-        """Load a ``state_dict`` of this class or of a plain base optimizer."""
-        self._refuse_while_perturbed("load_state_dict")
-        base, own = own_state.parted(state_dict)
-        super().load_state_dict(base)
-        self.own_state = own_state.placed(own, self.param_groups)
+    # --- between the half-steps, and between processes
 
     def __getstate__(self) -> dict[str, Any]:
         self._refuse_while_perturbed("pickling")
         return {
             **super().__getstate__(),
-            "base_optimizer": self.base_optimizer,
             "skipped_steps": self.skipped_steps,
-            "own_state": self.own_state,
-            "_options": self._options,
+            "_only": self._only,
             "_implementation": self._implementation,
             "_perturbed": None,
             "_saved": {},
@@ -327,31 +299,9 @@ class HalfSteps(Optimizer):
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # Called by load_state_dict with new groups and state, and by pickle with everything.
         super().__setstate__(state)
-        self.base_optimizer.__setstate__({"state": self.state, "param_groups": self.param_groups})
-        if "gradient_norm" in self.__dict__:
-            self._follow_base()
-        else:
+        if "gradient_norm" not in self.__dict__:  # a copy, and not a load
             self._allocate_outcome()
-            self._attach()
-
-    def _attach(self) -> None:
-        after_loading(self.base_optimizer, self._follow_base)
-        self._follow_base()
-
-    def _follow_base(self) -> None:
-        """Share the base's groups and state, which a load replaces."""
-        self.param_groups = self.base_optimizer.param_groups
-        self.state = self.base_optimizer.state
-        for group in self.param_groups:
-            for option, value in self._options.items():
-                group.setdefault(option, value)
-            self._check_group(group)
-            check_base_options(group)
-            for p in group["params"]:
-                lay_out_state(p, self.state.get(p, {}))
-        self._forget_fused_step()
 
     def _refuse_while_perturbed(self, what: str) -> None:
         if self._perturbed is not None:
@@ -372,13 +322,17 @@ class HalfSteps(Optimizer):
         if not self._is_chosen:
             self._fused = choice.fused_step(
                 self._implementation,
-                self.why_eager,
                 self.base_optimizer,
                 (self.gradient_norm, self.found_inf, self.skipped_steps),
                 self._saved,
+                (self.rule, self._kept(), self._only, self._radius),
             )
             self._is_chosen = True
         return self._fused
+
+    def _kept(self) -> OwnState:
+        """Return where the fused step keeps what is the method's own."""
+        return self.own_state
 
     def _forget_fused_step(self) -> None:
         self._fused = None

@@ -11,6 +11,7 @@ from ..choice import Implementation
 from ..eager import Segment
 from ..groups import Group
 from ..half_steps import Adaptive, HalfSteps
+from ..rule import Rule
 
 
 class FriendlySAM(HalfSteps):
@@ -40,6 +41,8 @@ class FriendlySAM(HalfSteps):
         implementation: see `SAM`.
         **base_kwargs: handed to the base.
     """
+
+    rule = Rule(friendly=True, own="average", numbers=("sigma", "lmbda"))
 
     def __init__(
         self,

@@ -9,6 +9,8 @@ from ..choice import Implementation
 from ..eager import inner
 from ..groups import Group, parameters
 from ..half_steps import Adaptive, HalfSteps
+from ..rule import GSAM as MIX_GSAM
+from ..rule import Rule
 
 
 class GSAM(HalfSteps):
@@ -45,6 +47,7 @@ class GSAM(HalfSteps):
     """
 
     keeps_first = True
+    rule = Rule(mix=MIX_GSAM, numbers=("alpha",))
 
     def __init__(
         self,
@@ -77,7 +80,8 @@ class GSAM(HalfSteps):
         if "lr" in group and not group["lr_min"] < group["lr_max"]:
             raise ValueError(f"lr_min must be below lr_max, got {group['lr_min']!r}")
 
-    def _radius(self, group: Group) -> float:
+    @staticmethod
+    def _radius(group: Group) -> float:
         if group["rho_min"] is None:
             return float(group["rho"])
         height = (float(group["lr"]) - group["lr_min"]) / (group["lr_max"] - group["lr_min"])

@@ -10,6 +10,7 @@ from ..choice import Implementation
 from ..eager import inner
 from ..groups import Group, check_natural, parameters
 from ..half_steps import Adaptive
+from ..rule import ADD, KEEP, Rule
 from .counting import Counting
 
 
@@ -41,6 +42,7 @@ class LookSAM(Counting):
     """
 
     keeps_first = True
+    rule = Rule(mix=KEEP, single_mix=ADD, own="across", numbers=("alpha",))
 
     def __init__(
         self,

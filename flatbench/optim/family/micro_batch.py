@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -11,6 +11,11 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from ..choice import Implementation
 from ..groups import parameters
 from ..half_steps import Adaptive, HalfSteps
+from ..own_state import OwnState
+from ..rule import Rule
+
+if TYPE_CHECKING:
+    from ..fused import FusedStep
 
 
 class MicroBatchSAM(HalfSteps):
@@ -47,6 +52,8 @@ class MicroBatchSAM(HalfSteps):
         **base_kwargs: handed to the base.
     """
 
+    rule = Rule(own="mean")
+
     def __init__(
         self,
         params: ParamsT,
@@ -60,6 +67,8 @@ class MicroBatchSAM(HalfSteps):
         self._means: dict[Tensor, Tensor] = {}
         self._weight = 0.0  # of the parts that have ended
         self._spoilt: Tensor | None = None  # found_inf of them
+        self._steps_from_parts = False
+        self._kept_by_fused: OwnState = {}
         options = {"rho": rho, "adaptive": adaptive, "eta": eta}
         super().__init__(params, base_optimizer, options, implementation, base_kwargs)
 
@@ -77,9 +86,13 @@ class MicroBatchSAM(HalfSteps):
             raise RuntimeError("end_part without first_step: nothing is perturbed")
         if not weight > 0:
             raise ValueError(f"weight must be above 0, got {weight!r}")
-        self._return()
         self._weight += weight
         share = weight / self._weight  # 1 for the first part, which stays as it is
+        fused = self._fused_step()
+        if fused is not None:
+            self._end_part_at_once(fused, share)
+            return
+        self._return()
         for p in parameters(self.param_groups):
             if p.grad is not None:
                 if p in self._means:
@@ -93,6 +106,17 @@ class MicroBatchSAM(HalfSteps):
                 self._means[p].mul_(1 - share)
         bad = self.found_inf.clone()
         self._spoilt = bad if self._spoilt is None else torch.maximum(self._spoilt, bad)
+
+    def _end_part_at_once(self, fused: "FusedStep", share: float) -> None:
+        if self._spoilt is None:
+            self._spoilt = torch.zeros_like(self.found_inf)
+            self._kept_by_fused.clear()
+        with self._on_device():
+            fused.end_part(share, self._spoilt)
+        self._perturbed = None
+        for p in parameters(self.param_groups):
+            p.grad = None
+        self._means = {p: own["mean"] for p, own in self._kept_by_fused.items()}
 
     def second_step(self, zero_grad: bool = False) -> None:
         """Let the base step with the average of the parts; without any it is SAM's second_step.
@@ -108,8 +132,22 @@ class MicroBatchSAM(HalfSteps):
             for p in parameters(self.param_groups):
                 p.grad = self._means.get(p)
             self._perturbed = []
+            self._steps_from_parts = True
             self._forget_parts()
         super().second_step(zero_grad)
+
+    def _descend(self) -> None:
+        fused = self._fused_step()
+        if fused is None or not self._steps_from_parts:
+            super()._descend()
+        else:
+            with self._on_device():
+                fused.step_from_parts()
+            self._perturbed = None
+        self._steps_from_parts = False
+
+    def _kept(self) -> OwnState:
+        return self._kept_by_fused  # it is no state between steps
 
     def step_parts(
         self, closures: Sequence[Callable[[], Any]], weights: Sequence[float] | None = None
@@ -157,4 +195,6 @@ class MicroBatchSAM(HalfSteps):
             raise RuntimeError(f"{what} between a batch's parts: call second_step or restore first")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_means": {}, "_weight": 0.0, "_spoilt": None}
+        own = {"_means": {}, "_weight": 0.0, "_spoilt": None}
+        own |= {"_steps_from_parts": False, "_kept_by_fused": {}}
+        return {**super().__getstate__(), **own}

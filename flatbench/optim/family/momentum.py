@@ -11,6 +11,7 @@ from ..choice import Implementation
 from ..groups import Group
 from ..half_steps import HalfSteps
 from ..layout import saved_copy
+from ..rule import Rule
 
 BUFFERS = ("momentum_buffer", "exp_avg")
 
@@ -45,6 +46,7 @@ class MomentumSAM(HalfSteps):
     """
 
     way_back = "call eval() first"
+    rule = Rule(looks_ahead=True)
 
     def __init__(
         self,
@@ -89,9 +91,22 @@ class MomentumSAM(HalfSteps):
     def _single_step(self) -> None:
         if not self._is_training:
             raise RuntimeError("MomentumSAM: a step in eval mode: call train() first")
-        self.restore()
-        super()._single_step()
-        self._look_ahead()
+        fused = self._fused_step()
+        if fused is None:
+            self.restore()
+            super()._single_step()
+            self._look_ahead()
+            return
+        from ..fused import Refused
+
+        with self._on_device():
+            try:
+                fused.single(self._perturbed or ())
+            except Refused:
+                self._forget_fused_step()
+                self._single_step()
+            else:
+                self._perturbed = fused.look_ahead()
 
     @torch.no_grad()
     def _look_ahead(self) -> None:

@@ -55,7 +55,7 @@ class NormalizationSAM(HalfSteps):
         implementation: Implementation = "auto",
         **base_kwargs: Any,
     ) -> None:
-        self._only = set(only)
+        self._only: set[Tensor] | None = set(only)
         options = {"rho": rho, "adaptive": adaptive, "eta": eta}
         super().__init__(params, base_optimizer, options, implementation, base_kwargs)
         known = {p for group in self.param_groups for p in group["params"]}
@@ -63,9 +63,3 @@ class NormalizationSAM(HalfSteps):
             raise ValueError("only must hold the parameters to perturb, got none")
         if not self._only <= known:
             raise ValueError("only holds a tensor that is none of the parameters")
-
-    def _perturbs(self, p: Tensor) -> bool:
-        return p in self._only
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_only": self._only}

@@ -1,0 +1,250 @@
+"""The fused steps of the SAM family, in Triton's interpreter; run by test_kernel_family.py.
+
+The reference is the eager path in float64, which test_family.py holds against the papers' rules.
+"""
+
+import copy
+import math
+
+import pytest
+import torch
+
+from flatbench.optim import (
+    GSAM,
+    SAM,
+    FriendlySAM,
+    LateSAM,
+    LookSAM,
+    MicroBatchSAM,
+    MomentumSAM,
+    NormalizationSAM,
+    PeriodicSAM,
+)
+from tests.optimizers import (
+    BASES,
+    assert_bitwise,
+    clone,
+    parameters,
+    relative_error,
+    set_gradients,
+)
+
+METHODS = {
+    "periodic": (PeriodicSAM, {"interval": 3}),
+    "late": (LateSAM, {"start_step": 4}),
+    "momentum": (MomentumSAM, {}),
+    "friendly": (FriendlySAM, {"sigma": 0.8, "lmbda": 0.7}),
+    "adaptive friendly": (FriendlySAM, {"adaptive": True, "eta": 0.01}),
+    "normalization": (NormalizationSAM, {}),
+    "gsam": (GSAM, {"alpha": 0.4, "rho_min": 0.01}),
+    "adaptive gsam": (GSAM, {"alpha": 0.7, "adaptive": True}),
+    "looksam": (LookSAM, {"interval": 3, "alpha": 0.7}),
+    "micro-batch": (MicroBatchSAM, {}),
+}
+every_method = pytest.mark.parametrize("method", METHODS)
+SHAPES = ((3, 5), (70,), (), (2, 3, 7), (200,))
+
+
+def made(method, params, base="momentum", implementation="fused", **options):
+    cls, own = METHODS[method]
+    kind, kwargs = BASES[base]
+    own = {"rho": 0.1, **own, **kwargs, **options}
+    if cls is NormalizationSAM:
+        own["only"] = params[1:3]
+    optimizer = cls(params, kind, implementation=implementation, **own)
+    assert optimizer.implementation == implementation
+    return optimizer
+
+
+def train(params, optimizer, steps, seed=0, missing=((), ()), spoilt=None):
+    """Take steps with gradients that depend on where they are taken.
+
+    Args:
+        missing: which parameters have no gradient in the first pass, and in the second.
+        spoilt: the number of the pass, of all, in which a gradient is not finite.
+    """
+    generator, passes = torch.Generator().manual_seed(seed), 0
+
+    def backward(half):
+        nonlocal passes
+        set_gradients(params, generator, missing[half])
+        if passes == spoilt:
+            params[1].grad[0] = math.nan
+        passes += 1
+
+    for _ in range(steps):
+        if isinstance(optimizer, MicroBatchSAM):
+            for weight in (3.0, 2.0, 1.0):
+                backward(0)
+                optimizer.first_step(zero_grad=True)
+                backward(1)
+                optimizer.end_part(weight)
+            optimizer.second_step(zero_grad=True)
+        elif optimizer.passes == 1:
+            backward(1)
+            optimizer.step()
+            optimizer.zero_grad()
+        else:
+            backward(0)
+            optimizer.first_step(zero_grad=True)
+            backward(1)
+            optimizer.second_step(zero_grad=True)
+
+
+def assert_same(fused, reference, tolerance=1e-6):
+    (ours, mine), (theirs, others) = fused, reference
+    assert relative_error(ours, theirs) <= tolerance
+    for p, q in zip(ours, theirs, strict=True):
+        for kept, expected in ((mine.own_state, others.own_state), (mine.state, others.state)):
+            for name, t in expected.get(q, {}).items():
+                if isinstance(t, torch.Tensor) and t.numel():
+                    assert relative_error([kept[p][name]], [t]) <= 5 * tolerance, name
+
+
+def compare(method, base, steps, **options):
+    start = parameters(*SHAPES)
+    runs = []
+    for implementation, dtype in (("fused", torch.float32), ("eager", torch.float64)):
+        params = clone(start, dtype)
+        optimizer = made(method, params, base, implementation)
+        train(params, optimizer, steps, **options)
+        optimizer.eval()
+        runs.append((params, optimizer))
+    assert_same(*runs)
+    assert runs[0][1].skipped_steps == runs[1][1].skipped_steps
+    return runs[0][1]
+
+
+@every_method
+@pytest.mark.parametrize("base", ["nesterov", "adam", "adamw"])
+def test_12_steps_match_eager_in_float64(method, base):
+    compare(method, base, steps=12)
+
+
+@every_method
+@pytest.mark.parametrize("base", ["momentum", "adam"])
+def test_gradients_that_are_missing_in_a_pass(method, base):
+    compare(method, base, steps=7, missing=((0, 3), (1, 3)))
+
+
+@every_method
+@pytest.mark.parametrize("base", ["momentum", "adam"])
+@pytest.mark.parametrize("spoilt", range(6))
+def test_a_gradient_that_is_not_finite(method, base, spoilt):
+    optimizer = compare(method, base, steps=7, spoilt=spoilt)
+    assert optimizer.skipped_steps == 1
+
+
+LAUNCHES = {
+    "periodic": [{"plan": 1, "restore_and_step": 1}] * 2
+    + [{"norm_partials": 1, "perturb": 1, "restore_and_step": 1}],
+    "momentum": [
+        {"plan": 1, "restore_and_step": 1, "look_ahead": 1},
+        {"restore_and_step": 1, "look_ahead": 1},
+    ],
+    "friendly": [{"norm_partials": 1, "perturb": 1, "restore_and_step": 1}],
+    "normalization": [{"norm_partials": 1, "perturb": 1, "restore_and_step": 1}],
+    "gsam": [{"norm_partials": 1, "perturb": 1, "restore_and_step": 1}],
+    "looksam": [{"norm_partials": 1, "perturb": 1, "restore_and_step": 1}]
+    + [{"plan": 1, "restore_and_step": 1}] * 2,
+    "micro-batch": [{"norm_partials": 3, "perturb": 3, "end_part": 3, "restore_and_step": 1}],
+}
+
+
+@pytest.mark.parametrize("method", LAUNCHES)
+def test_launches_of_each_step(method):
+    params = parameters(*SHAPES)
+    optimizer = made(method, params)
+    seen = []
+    for i, _ in enumerate(LAUNCHES[method]):
+        before = optimizer._fused_step().launches.copy()
+        train(params, optimizer, 1, seed=i)
+        seen.append(dict(optimizer._fused_step().launches - before))
+    assert seen == LAUNCHES[method]
+
+
+# SGD with momentum, float32: 12 in the two launches of an ascent and 28 in the base's step, or 4
+# and 12 + 4 more for what the step is checked by: 44 for SAM, as test_numbers has it.
+BYTES = {
+    "friendly": [44 + 4 + 8],
+    "gsam": [44 + 8],
+    "looksam": [44 + 8 + 4, 24 + 8],
+    "momentum": [24, 24 + 16],
+    "periodic": [24, 24, 44],
+}
+
+
+@pytest.mark.parametrize("method", BYTES)
+def test_bytes_a_parameter(method):
+    params = parameters((300,), (20, 20))
+    optimizer = made(method, params)
+    for i, expected in enumerate(BYTES[method]):
+        train(params, optimizer, 1, seed=i)
+        moved = sum(optimizer._fused_step().traffic().values())
+        if (method, i) != ("momentum", 0):
+            assert moved == expected * sum(p.numel() for p in params)
+
+
+@every_method
+def test_state_goes_over_to_eager_and_back(method):
+    start = parameters(*SHAPES)
+    ours, theirs = clone(start), clone(start)
+    one, other = made(method, ours), made(method, theirs, implementation="eager")
+    train(ours, one, 4)
+    train(theirs, other, 4)
+    one.eval()
+    other.eval()
+    states = copy.deepcopy(one.state_dict()), copy.deepcopy(other.state_dict())
+    one, other = made(method, ours, implementation="eager"), made(method, theirs)
+    for optimizer, state in zip((one, other), states, strict=True):
+        optimizer.load_state_dict(state)
+        optimizer.train()
+    train(ours, one, 4, seed=1)
+    train(theirs, other, 4, seed=1)
+    one.eval()
+    other.eval()
+    assert relative_error(ours, theirs) <= 1e-5
+
+
+@every_method
+def test_results_repeat_bit_for_bit(method):
+    start = parameters((300,), (33, 9), (1,))
+    runs = []
+    for _ in range(2):
+        params = clone(start)
+        train(params, made(method, params, "adam"), 4)
+        runs.append([p.detach() for p in params])
+    assert_bitwise(*runs)
+
+
+def test_momentum_sam_may_leave_and_enter_training_between_steps():
+    start = parameters(*SHAPES)
+    runs = []
+    for leaves in (False, True):
+        params = clone(start)
+        optimizer = made("momentum", params)
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(6):
+            set_gradients(params, generator, missing=(3,))
+            optimizer.step()
+            optimizer.zero_grad()
+            if leaves:
+                optimizer.eval()
+                optimizer.train()
+        optimizer.eval()
+        runs.append(params)
+    assert relative_error(*runs) <= 1e-6
+
+
+def test_sam_is_the_family_without_its_numbers():
+    """alpha = 0 and sigma = 0 give SAM's launches other constants, and the same numbers."""
+    start = parameters(*SHAPES)
+    runs = []
+    for cls, options in ((SAM, {}), (FriendlySAM, {"sigma": 0.0}), (GSAM, {"alpha": 0.0})):
+        params = clone(start)
+        kind, kwargs = BASES["nesterov"]
+        optimizer = cls(params, kind, rho=0.1, implementation="fused", **kwargs, **options)
+        train(params, optimizer, 5)
+        runs.append([p.detach() for p in params])
+    assert_bitwise(runs[0], runs[1])
+    assert_bitwise(runs[0], runs[2])
