@@ -282,7 +282,7 @@ def _verdicts(counters, MIX: tl.constexpr):
 
 
 @triton.jit
-def _leave_norm(counters, squares, norm_out, index, square, n_chunks, BLOCK: tl.constexpr):
+def _leave_norm(counters, squares, momentum_norm, index, square, n_chunks, BLOCK: tl.constexpr):
     """Store a chunk's sum; the last program to do so adds them all, in one order, to a norm."""
     tl.store(squares + index, square)
     tl.debug_barrier()
@@ -296,13 +296,13 @@ def _leave_norm(counters, squares, norm_out, index, square, n_chunks, BLOCK: tl.
                 squares + places, mask=places < n_chunks, other=0.0, cache_modifier=".cg"
             )
             start += BLOCK
-        tl.store(norm_out, tl.sqrt_rn(tl.sum(total)))
+        tl.store(momentum_norm, tl.sqrt_rn(tl.sum(total)))
 
 
 @triton.jit(do_not_specialize=["n_chunks"])
 def restore_and_step(
     chunks, tensors, ascent_gradients, gradients, settings, schedule, counters, found_inf,
-    skipped_steps, products, squares, norm_out, n_chunks,
+    skipped_steps, products, squares, momentum_norm, n_chunks,
     GRAD: tl.constexpr, FIRST: tl.constexpr, ADAM: tl.constexpr, MOMENTS: tl.constexpr,
     MIX: tl.constexpr, SINGLE: tl.constexpr, LOOK: tl.constexpr, PARTIALS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -312,7 +312,7 @@ def restore_and_step(
     A tensor without a second gradient is put back only; one without a first gradient has nothing
     to be put back. With ``found_inf`` set (but for a SINGLE step, of one gradient), or an element
     of a second gradient that is not finite, every tensor is put back and nothing else changes.
-    LOOK leaves the norm of the base's momentum in ``norm_out``.
+    LOOK leaves ``momentum_norm``, that of the base's momentum.
 
     Whether all gradients are finite, and the products of MIX, must be known before the first
     weight is written. Another launch would tell; a wait inside this one tells as well. The programs
@@ -356,4 +356,4 @@ def restore_and_step(
             GRAD, FIRST, ADAM, MOMENTS, MIX, LOOK, BLOCK,
         )  # fmt: skip
         if LOOK:
-            _leave_norm(counters, squares, norm_out, index, square, n_chunks, BLOCK)
+            _leave_norm(counters, squares, momentum_norm, index, square, n_chunks, BLOCK)

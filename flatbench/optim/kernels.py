@@ -258,18 +258,19 @@ def _look_ahead_chunk(row, start, left, scale, BLOCK: tl.constexpr, FULL: tl.con
 
 @triton.jit
 def look_ahead(
-    chunks, tensors, settings, schedule, counters, norm, ADAM: tl.constexpr, BLOCK: tl.constexpr
-):
+    chunks, tensors, settings, schedule, counters, momentum_norm,
+    ADAM: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """Save w, then w <- w - rho m / ||m||, m the base's momentum; and do what `plan` does.
 
-    ``norm`` is ||m||, which `restore_and_step` leaves.
+    ``momentum_norm`` is ||m||, which `restore_and_step` leaves.
     """
     if tl.program_id(0) == 0:
         _reset(counters)
     tensor, row, start, left = chunk(chunks, tensors, tl.program_id(0), BLOCK)
     if start == 0:
         _schedule(row, schedule + tensor * SCHEDULE_COLUMNS, settings, ADAM)
-    length = tl.load(norm)
+    length = tl.load(momentum_norm)
     scale = 0.0
     if (length > 0.0) & (length < float("inf")):
         scale = tl.div_rn(setting(settings, row, RHO).to(tl.float32), length)
