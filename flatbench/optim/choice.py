@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from .availability import warn_of_eager, why_not_fused
+from .availability import refusal, warn_of_eager, why_not_fused
 from .groups import Group
 from .layout import saved_copy
 from .own_state import OwnState
@@ -53,7 +53,7 @@ def fused_step(
     if reason is None:
         from . import fused
 
-        reason = fused.refusal(type(base), base.param_groups)
+        reason = refusal(type(base), base.param_groups)
         if reason is None:
             keep = functools.partial(saved_copy, saved)
             made = fused.Method(*method)

@@ -7,7 +7,7 @@ check the rest: streams, graphs, synchronisation, speed.
 """
 
 from collections import Counter
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from itertools import chain, compress
 from operator import attrgetter
@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Adam, AdamW
+from torch.optim import SGD
 from torch.optim.optimizer import Optimizer
 
 from . import kernels, traffic
+from .availability import refusal
 from .groups import Group, parameters
-from .layout import is_dense
 from .own_state import OwnState
 from .rule import KEEP, Rule
 from .tables import Tables, capturing, gradient_of, settings_row, upload
@@ -66,29 +66,6 @@ class Method:
 
 class Refused(Exception):
     """The parameters or groups changed, and no fused step fits them any more."""
-
-
-def refusal(base: type[Optimizer], groups: Sequence[Group]) -> str | None:
-    """Return why these groups cannot take the fused step, or None if they can.
-
-    `availability.why_not_fused` tells whether their device can launch it.
-    """
-    return next(_objections(base, groups), None)
-
-
-def _objections(base: type[Optimizer], groups: Sequence[Group]) -> Iterator[str]:
-    if base not in (SGD, Adam, AdamW):
-        yield f"the base optimizer must be SGD, Adam or AdamW, got {base.__name__}"
-    if any(group.get("amsgrad") for group in groups):
-        yield "amsgrad=True is not supported"
-    params = parameters(groups)
-    for p in params:
-        if p.dtype != torch.float32:
-            yield f"parameters must be float32, got {p.dtype}"
-        if not is_dense(p):
-            yield f"a parameter of shape {tuple(p.shape)} and strides {p.stride()} has gaps"
-    if not any(p.numel() for p in params):
-        yield "the parameters are empty"
 
 
 class FusedStep:
@@ -158,6 +135,8 @@ class FusedStep:
             GRAD=kind, ADAM=self._adam, FRIENDLY=rule.friendly, PARTIALS=PARTIALS, BLOCK=BLOCK,
         )  # fmt: skip
         self._first_pointers = pointers  # tells launch 3 which tensors are perturbed
+        # Some may be copies, and a method that mixes both gradients reads them in launch 3.
+        self._first_gradients = gradients if rule.mix else []
         self._is_planned = True
         perturbed = [p for p, g in zip(tables.params, gradients, strict=True) if g is not None]
         if rule.friendly:
@@ -172,6 +151,7 @@ class FusedStep:
         """
         tables = self._known_tables()
         self._step(tables, self._first_pointers, self._method.rule.mix, is_single=False)
+        self._first_gradients = []
 
     def single(self, perturbed: Sequence[Tensor] = ()) -> None:
         """Take a step of one gradient, in at most two launches.

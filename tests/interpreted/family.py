@@ -161,3 +161,32 @@ def test_sam_is_the_family_without_its_numbers():
         runs.append([p.detach() for p in params])
     assert_bitwise(runs[0], runs[1])
     assert_bitwise(runs[0], runs[2])
+
+
+@pytest.mark.parametrize("method", ["gsam", "looksam", "friendly", "micro-batch"])
+def test_gradients_laid_out_otherwise_are_copied_and_kept_until_the_last_launch(method):
+    start = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    runs = []
+    for implementation, dtype in (("fused", torch.float32), ("eager", torch.float64)):
+        weight = start.to(dtype).to(memory_format=torch.channels_last)
+        params = [torch.nn.Parameter(weight), torch.nn.Parameter(torch.ones(3, dtype=dtype))]
+        optimizer = made(method, params, implementation=implementation)
+        generator = torch.Generator().manual_seed(1)
+
+        def backward(params=params, generator=generator, dtype=dtype):
+            for p in params:  # contiguous, so not as the first parameter lies
+                p.grad = torch.randn(p.shape, generator=generator).to(dtype)
+
+        for _ in range(3):
+            backward()
+            if optimizer.passes == 1:
+                optimizer.step()
+                continue
+            optimizer.first_step(zero_grad=True)
+            torch.full((400,), torch.nan)  # what was freed may be handed out again
+            backward()
+            if method == "micro-batch":
+                optimizer.end_part()
+            optimizer.second_step()
+        runs.append(params)
+    assert relative_error(*runs) <= 1e-6
