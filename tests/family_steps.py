@@ -51,7 +51,7 @@ def train(params, optimizer, steps, seed=0, missing=((), ()), spoilt=None):
         missing: which parameters have no gradient in the first pass, and in the second.
         spoilt: the number of the pass, of all, in which a gradient is not finite.
     """
-    generator, passes = torch.Generator().manual_seed(seed), 0
+    generator, passes = torch.Generator(params[0].device).manual_seed(seed), 0
 
     def backward(half):
         nonlocal passes
