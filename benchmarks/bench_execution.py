@@ -114,10 +114,10 @@ def measured(benchmark: Any, cases: Sequence[Case], folder: Path, rounds: int) -
 
     def in_turn() -> None:
         for name, train in ways(grown).items():
-            before = seconds.setdefault(name, [])
+            times = seconds.setdefault(name, [])
             start = time.perf_counter()
-            train(cases, folder / f"{name}{len(before)}")
-            before.append(time.perf_counter() - start)
+            train(cases, folder / f"{name}{len(times)}")
+            times.append(time.perf_counter() - start)
 
     benchmark.pedantic(in_turn, rounds=rounds)
     median = {name: statistics.median(found) for name, found in seconds.items()}
