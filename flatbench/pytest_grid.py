@@ -56,6 +56,8 @@ def test_generalization(
     # pytest-benchmark's statistics fall, and nothing would be saved.
     record = flatbench_record_of(flatbench_case)
     benchmark.extra_info["record"] = record.to_json()
+    # Of the case itself pytest-benchmark would save its repr, which has this machine's paths.
+    benchmark.params = {"flatbench_case": flatbench_case.id}
 
     def train() -> None:
         clock.now += record.seconds or 0.0

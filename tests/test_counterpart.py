@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from flatbench.protocols.reading import load
+from flatbench.records import sections
 from flatbench.report import chapters, render
 from tests import tiny
 from tests.synthetic import grid, record
@@ -112,15 +112,11 @@ def test_every_format_has_it(protocols, form):
     assert "Difference in test accuracy by seed" in text
 
 
-def test_the_bf16_protocol_is_its_counterpart_but_for_the_precision():
-    base, other = load("fashion"), load("fashion-bf16")
-    assert other.compare_with == "fashion"
-    assert base.training.precision == "fp32"
-    assert other.training == dataclasses.replace(base.training, precision="bf16")
-    for part in ("data", "model", "sharpness"):
-        assert getattr(other, part) == getattr(base, part)
-    rows = {name for name in base.optimizers if not name.endswith("-2x")}
-    assert set(other.optimizers) == rows
-    for row in rows:
-        for architecture in base.model.names:
-            assert other.optimizer(row, architecture) == base.optimizer(row, architecture)
+def test_a_shipped_protocols_counterpart_is_found_by_its_name(protocols, monkeypatch):
+    """As the command has it: no protocol is handed over, and each file says what it goes with."""
+    shipped = {protocol.name: protocol for protocol in protocols}
+    monkeypatch.setattr(sections, "available", lambda: tuple(shipped))
+    monkeypatch.setattr(sections, "load", shipped.__getitem__)
+    assert "Difference in test accuracy by seed" in render(
+        [*runs(protocols[0], 1), *runs(protocols[1], 2)]
+    )

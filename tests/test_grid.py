@@ -86,6 +86,9 @@ def test_the_json_is_pytest_benchmarks_and_holds_the_records(whole):
     table = whole.json("benchmark.json")
     assert {"machine_info", "commit_info", "benchmarks", "version"} <= table.keys()
     assert not {"node", "release"} & table["machine_info"].keys()
+    params = [benchmark["params"] for benchmark in table["benchmarks"]]
+    ids = ["tiny/resnet18/sgd/seed0", "tiny/resnet18/sgd+sam/seed0", "tiny/resnet18/wild/seed0"]
+    assert params == [{"flatbench_case": case} for case in ids]
     records = reading.read(whole.results / "tiny" / "benchmark.json")
     assert [(r.optimizer, r.status) for r in records] == [
         ("sgd", "completed"),
