@@ -135,7 +135,7 @@ def measured(benchmark: Any, cases: Sequence[Case], folder: Path, rounds: int) -
 
 @pytest.mark.benchmark(group="execution")
 def test_default_grid(benchmark: Any, tmp_path: Path) -> None:
-    measured(benchmark, grid(load("digits"), seeds=[0]), tmp_path, rounds=3)
+    measured(benchmark, grid(load("digits"), seeds=[0]), tmp_path, rounds=2)
 
 
 @pytest.mark.benchmark(group="execution")
@@ -144,4 +144,4 @@ def test_many_short_cases(benchmark: Any, tmp_path: Path) -> None:
     (tmp_path / "linear.py").write_text(LINEAR)
     protocol = load(str(tmp_path / "short.toml"))
     cases = grid(protocol, seeds=range(SHORT_CASES // 2))
-    measured(benchmark, cases, tmp_path, rounds=3)
+    measured(benchmark, cases, tmp_path, rounds=1)  # each of the 1,000 is a repetition
