@@ -102,6 +102,17 @@ def test_it_says_how_the_measures_rank_all_runs(name):
     assert between in " ".join(" ".join(section(name)).split())
 
 
+def test_what_it_says_of_training_accuracy_on_the_transformer_is_what_was_recorded():
+    records = reading.collect([RESULTS / "digits-vit" / "benchmark.json"])
+    means = {
+        row: statistics.mean(r.train_accuracy for r in records if r.optimizer == row)
+        for row in ("sgd+sam", "sgd", "sgd-2x")
+    }
+    sam, base, twice = (f"{mean:.1f} %" for mean in means.values())
+    reached = f"reaches {sam} in 22 epochs, SGD {base} and in twice as many {twice}"
+    assert reached in " ".join(" ".join(section("digits-vit")).split())
+
+
 def test_what_it_says_of_the_gate_is_what_the_simulation_found():
     page = (ROOT / "docs" / "gate.md").read_text()
     pattern = r"^\| (\w+) (\S+) +\|" + r" +([\d.]+) \|" * 5 + "$"
