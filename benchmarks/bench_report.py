@@ -67,7 +67,7 @@ def arguments_of(command: str, path: Path) -> list[str]:
 @pytest.mark.parametrize("command", ["report", "compare"])
 def test_command(benchmark: Any, records: Make, command: str, form: str) -> None:
     arguments = arguments_of(command, records(RECORDS, form))
-    text = benchmark.pedantic(flatbench, arguments, rounds=5, warmup_rounds=1)
+    text = benchmark.pedantic(flatbench, arguments, rounds=3, warmup_rounds=1)
     assert "resnet18" in text
 
 
@@ -75,7 +75,7 @@ def test_command(benchmark: Any, records: Make, command: str, form: str) -> None
 @pytest.mark.parametrize("command", ["report", "compare"])
 def test_in_process(benchmark: Any, records: Make, command: str, capsys: Any) -> None:
     arguments = arguments_of(command, records(RECORDS, "folder"))
-    code = benchmark.pedantic(cli.main, [arguments], rounds=5, warmup_rounds=1)
+    code = benchmark.pedantic(cli.main, [arguments], rounds=3, warmup_rounds=1)
     assert code == 0
     assert "resnet18" in capsys.readouterr().out
 

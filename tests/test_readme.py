@@ -102,6 +102,17 @@ def test_it_says_how_the_measures_rank_all_runs(name):
     assert between in " ".join(" ".join(section(name)).split())
 
 
+def test_what_it_says_of_training_accuracy_on_the_transformer_is_what_was_recorded():
+    records = reading.collect([RESULTS / "digits-vit" / "benchmark.json"])
+    means = {
+        row: statistics.mean(r.train_accuracy for r in records if r.optimizer == row)
+        for row in ("sgd+sam", "sgd", "sgd-2x")
+    }
+    sam, base, twice = (f"{mean:.1f} %" for mean in means.values())
+    reached = f"reaches {sam} in 22 epochs, SGD {base} and in twice as many {twice}"
+    assert reached in " ".join(" ".join(section("digits-vit")).split())
+
+
 def test_what_it_says_of_the_gate_is_what_the_simulation_found():
     page = (ROOT / "docs" / "gate.md").read_text()
     pattern = r"^\| (\w+) (\S+) +\|" + r" +([\d.]+) \|" * 5 + "$"
@@ -164,6 +175,54 @@ def test_its_host_time_is_that_of_the_committed_benchmark():
     ]
     assert len(times) == 4
     assert f"{min(times):.0f} to {max(times):.0f} µs a step" in " ".join(README.split())
+
+
+def test_what_an_engine_costs_is_that_of_the_committed_benchmarks():
+    def of(name, number):
+        table = json.loads((RESULTS / "speed" / f"{name}.json").read_text())
+        return table["benchmarks"][number]["extra_info"]
+
+    digits, short = of("execution", 0), of("execution", 1)
+    local, ray = (of("driver", i)["milliseconds_a_case"] for i in range(2))
+    page = (ROOT / "docs" / "cluster.md").read_text()
+    for text, info in (("one seed of the default grid, 12", digits), ("1,000 short", short)):
+        ratios = " | ".join(f"{info[key]:.2f} ×" for key in ("local_over_bare", "ray_over_bare"))
+        assert f"| {text} cases | {info['bare_seconds']:.0f} s | {ratios} |" in page
+    assert f"a short case | | {local:.0f} ms | {ray:.0f} ms |" in page
+    grown = " | ".join(f"+{short[f'{name}_driver_grew_mib']:.0f} MiB" for name in ("local", "ray"))
+    assert f"the last of 1,000 | | {grown} |" in page
+    assert f"Ray takes {short['ray_over_local']:.2f} times" in page
+    added = (digits["bare_seconds"] * (digits[f"{n}_over_bare"] - 1) for n in ("local", "ray"))
+    assert "adds {:.0f} s, Ray {:.0f} s".format(*added) in page
+    text = " ".join(README.split())
+    assert f"local processes {digits['local_over_bare']:.2f}" in text
+    assert f"Ray {digits['ray_over_bare']:.2f} times" in text
+    ratios = " and ".join(f"{short[key]:.2f}" for key in ("local_over_bare", "ray_over_bare"))
+    assert f"1,000 short ones {ratios}" in text
+
+
+def test_what_a_report_takes_is_that_of_the_committed_benchmark():
+    table = json.loads((RESULTS / "speed" / "report.json").read_text())
+    benchmarks = {b["name"]: b for b in table["benchmarks"]}
+
+    def seconds(test):
+        return [b["stats"]["median"] for name, b in benchmarks.items() if name.startswith(test)]
+
+    def kilobytes_a_record(form):
+        few, many = (
+            benchmarks[f"test_memory[report-{n}-{form}]"]["extra_info"]["peak_megabytes"]
+            for n in (1000, 10000)
+        )
+        return (many - few) * 1024 / 9000
+
+    report_, compare = seconds("test_command[report"), seconds("test_command[compare")
+    memory = [kilobytes_a_record(form) for form in ("benchmark.json", "folder", "json.gz")]
+    text = " ".join(README.split())
+    assert {f"{s:.0f}" for s in report_} == {"10"}
+    assert "A report over 10,000 records takes 10 s" in text
+    assert f"a comparison {min(compare):.0f} to {max(compare):.0f} s" in text
+    assert f"`flatbench --help` took {min(seconds('test_start')):.2f} s" in text
+    assert f"grows by {min(memory):.0f} to {max(memory):.0f} kB a record" in text
 
 
 def test_its_files_are_there():

@@ -22,7 +22,7 @@ def test_a_case_given_twice_stands_in_its_cell_once():
     assert {len(cell) for cell in section.cells.values()} == {1}
 
 
-def test_pairs_are_of_the_seeds_that_both_rows_completed():
+def test_gains_and_pairs_are_of_the_seeds_that_both_rows_completed():
     rows = {
         "sgd": [(0, 80.0), (1, 81.0), (2, 82.0), (3, None)],
         "sgd+sam": [(3, 93.0), (2, 92.5), (1, 91.0), (5, 95.0)],
@@ -35,13 +35,14 @@ def test_pairs_are_of_the_seeds_that_both_rows_completed():
         for seed, accuracy in runs
     ]
     (section,) = sections(records)
-    pairs = section.pairs("resnet18", "sgd+sam", "sgd")
+    assert section.gains("resnet18", "sgd+sam", "sgd") == {1: 10.0, 2: 10.5}
+    assert section.gains("vgg16", "sgd+sam", "sgd") == {}
+    pairs = paired(section.cell("resnet18", "sgd+sam"), section.cell("resnet18", "sgd"))
     assert {s: (a.optimizer, b.optimizer) for s, (a, b) in pairs.items()} == {
         1: ("sgd+sam", "sgd"),
         2: ("sgd+sam", "sgd"),
     }
     assert differences(pairs) == {1: 10.0, 2: 10.5}
-    assert section.pairs("vgg16", "sgd+sam", "sgd") == {}
 
 
 def test_differences_are_of_any_quantity_that_both_runs_have():

@@ -52,7 +52,7 @@ class Section:
     reference: Reference | None  # published results, if the protocol's content is still the same
     compare_with: str | None  # the protocol to compare this one with, on the same condition
 
-    @property
+    @cached_property
     def seeds(self) -> tuple[int, ...]:
         """All seeds that any record has, in rising order."""
         return tuple(sorted({record.seed for record in self.records}))
@@ -68,7 +68,7 @@ class Section:
         """Return the records of a cell, which may be none."""
         return self.cells.get((architecture, row), ())
 
-    @property
+    @cached_property
     def outcome(self) -> Quantity:
         """What the runs are judged by."""
         return outcome_of(self.records)
@@ -76,13 +76,24 @@ class Section:
     def gains(self, architecture: str, row: str, base: str) -> dict[int, float]:
         """Return by how much a row is better than another one, by seed."""
         outcome = self.outcome
-        found = differences(self.pairs(architecture, row, base), outcome.name)
+        one, other = (self.values(architecture, r, outcome.name) for r in (row, base))
         sign = 1 if outcome.better == "higher" else -1
-        return {seed: sign * difference for seed, difference in found.items()}
+        return {seed: sign * _difference(one[seed], other[seed]) for seed in one if seed in other}
 
-    def pairs(self, architecture: str, row: str, base: str) -> dict[int, Pair]:
-        """Return the completed runs of two rows by seed; see `paired`."""
-        return paired(self.cell(architecture, row), self.cell(architecture, base))
+    def values(self, architecture: str, row: str, name: str) -> Mapping[int, float]:
+        """Return a quantity of a cell's completed runs, by seed; runs that lack it are left out."""
+        key = architecture, row, name
+        if key not in self._values:  # a report asks for each some ten times
+            self._values[key] = {
+                record.seed: value
+                for record in self.cell(architecture, row)
+                if record.status == "completed" and (value := value_of(record, name)) is not None
+            }
+        return self._values[key]
+
+    @cached_property
+    def _values(self) -> dict[tuple[str, str, str], dict[int, float]]:
+        return {}
 
 
 def paired(cell: Iterable[Record], other: Iterable[Record]) -> dict[int, Pair]:
@@ -100,11 +111,15 @@ def differences(pairs: Mapping[int, Pair], name: str = TEST_ACCURACY) -> dict[in
     """
     values = {seed: [value_of(run, name) for run in pair] for seed, pair in pairs.items()}
     return {
-        # rounding alone is no difference
-        seed: 0.0 if math.isclose(one, other, rel_tol=1e-12) else one - other
+        seed: _difference(one, other)
         for seed, (one, other) in values.items()
         if one is not None and other is not None
     }
+
+
+def _difference(one: float, other: float) -> float:
+    # rounding alone is no difference
+    return 0.0 if math.isclose(one, other, rel_tol=1e-12) else one - other
 
 
 def sections(records: Iterable[Record], protocols: Iterable[Protocol] = ()) -> list[Section]:

@@ -16,7 +16,6 @@ from flatbench.records.quantities import (
     SAM_SHARPNESS,
     Quantity,
     results_of,
-    value_of,
 )
 from flatbench.records.record import Record
 from flatbench.records.sections import Section
@@ -162,12 +161,14 @@ def _gains(section: Section, measured: Quantity, question: Question) -> dict[int
     """Return by how much mine is better, by seed; of a sharpness, how much smaller its log is."""
     if measured.name in OUTCOMES:
         return section.gains(question.architecture, question.mine, question.reference)
-    pairs = section.pairs(question.architecture, question.mine, question.reference)
-    values = {seed: [value_of(run, measured.name) for run in pair] for seed, pair in pairs.items()}
+    mine, theirs = (
+        section.values(question.architecture, row, measured.name)
+        for row in (question.mine, question.reference)
+    )
     return {
         seed: 0.0 if one == other else math.log(other / one)
-        for seed, (one, other) in values.items()
-        if one is not None and other is not None and one > 0 and other > 0
+        for seed, one in mine.items()
+        if (other := theirs.get(seed)) is not None and one > 0 and other > 0
     }
 
 

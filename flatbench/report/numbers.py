@@ -16,9 +16,7 @@ from flatbench.records.quantities import (
     SAM_SHARPNESS,
     in_training,
     is_standard_error,
-    value_of,
 )
-from flatbench.records.record import Record
 from flatbench.records.sections import Section
 from flatbench.stats import Paired, Summary, holm, paired, summary
 
@@ -94,9 +92,11 @@ class Numbers:
 
     def cells(self, measure: str) -> dict[tuple[str, str], Cell]:
         """Return the cells that have records, by (architecture, optimizer)."""
+        if measure in self._cells:
+            return self._cells[measure]
         found = {}
         for key, records in self.section.cells.items():
-            values = _values(records, measure)
+            values = self.section.values(*key, measure)
             lost = Counter(record.status for record in records)
             found[key] = Cell(
                 summary(list(values.values())),
@@ -104,7 +104,12 @@ class Numbers:
                 lost["diverged"],
                 lost["failed"],
             )
+        self._cells[measure] = found
         return found
+
+    @cached_property
+    def _cells(self) -> dict[str, dict[tuple[str, str], Cell]]:
+        return {}
 
     def gains(self, pairs: Iterable[tuple[str, str, str]]) -> list[Gain]:
         """Return the gain of each (architecture, row, base); Holm's correction is over all."""
@@ -164,11 +169,11 @@ class Numbers:
 
     def mean(self, architecture: str, row: str, measure: str) -> float | None:
         """Return a measure's mean over a cell's completed runs."""
-        return summary(list(_values(self.section.cell(architecture, row), measure).values())).mean
+        return summary([*self.section.values(architecture, row, measure).values()]).mean
 
     def gradients(self, architecture: str, row: str) -> float | None:
         """Return a cell's mean number of gradient evaluations, None where a run tells none."""
-        counts = _values(self.section.cell(architecture, row), "gradient_evaluations").values()
+        counts = self.section.values(architecture, row, "gradient_evaluations").values()
         return summary([*counts]).mean if all(counts) else None
 
     def equal_epochs(self, architecture: str, row: str, other: str) -> bool:
@@ -189,12 +194,3 @@ class Numbers:
         counts = [self.gradients(architecture, r) for r in (row, other)]
         known = [count for count in counts if count is not None]
         return len(known) == 2 and max(known) - min(known) <= 0.01 * max(known)
-
-
-def _values(records: Iterable[Record], measure: str) -> dict[int, float]:
-    """Return a measure's values over the completed runs that have one, by seed."""
-    return {
-        record.seed: value
-        for record in records
-        if record.status == "completed" and (value := value_of(record, measure)) is not None
-    }
