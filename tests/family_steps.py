@@ -15,7 +15,7 @@ from flatbench.optim import (
     NormalizationSAM,
     PeriodicSAM,
 )
-from tests.optimizers import BASES, set_gradients
+from tests.optimizers import BASES, clone, parameters, relative_error, set_gradients
 
 METHODS = {
     "periodic": (PeriodicSAM, {"interval": 3}),
@@ -94,3 +94,31 @@ LAUNCHES = {
     + [{"plan": 1, "restore_and_step": 1}] * 2,
     "micro-batch": [{"norm_partials": 3, "perturb": 3, "end_part": 3, "restore_and_step": 1}],
 }
+
+
+def assert_same(fused, reference, tolerance=1e-6):
+    (ours, mine), (theirs, others) = fused, reference
+    assert relative_error(ours, theirs) <= tolerance
+    pairs = {}  # by name: over all parameters, for a scalar's buffer may happen to be near zero
+    for p, q in zip(ours, theirs, strict=True):
+        for kept, expected in ((mine.own_state, others.own_state), (mine.state, others.state)):
+            for name, t in expected.get(q, {}).items():
+                if isinstance(t, torch.Tensor) and t.numel():
+                    pairs.setdefault(name, []).append((kept[p][name], t))
+    for name, found in pairs.items():
+        assert relative_error(*zip(*found, strict=True)) <= 5 * tolerance, name
+
+
+def compare(method, base, steps, **options):
+    """Take fused steps and eager ones in float64; return the fused optimizer."""
+    start = parameters(*SHAPES)
+    runs = []
+    for implementation, dtype in (("fused", torch.float32), ("eager", torch.float64)):
+        params = clone(start, dtype)
+        optimizer = made(method, params, base, implementation)
+        train(params, optimizer, steps, **options)
+        optimizer.eval()
+        runs.append((params, optimizer))
+    assert_same(*runs)
+    assert runs[0][1].skipped_steps == runs[1][1].skipped_steps
+    return runs[0][1]
