@@ -4,7 +4,8 @@ The networks have their full width. LookSAM's case is of two steps, one of SAM a
 
 Side by side in each group: ``per-tensor``, the loop that most scripts carry around, over the base
 optimizer as torch runs it by default; ``eager`` and ``fused``, the two paths of `flatbench.optim`;
-on CUDA each also as the replay of a graph, so that the comparison isn't one of launch overhead.
+on CUDA SAM and ASAM also as the replay of a graph, so that the comparison isn't one of launch
+overhead.
 
 ``extra_info`` of a case holds
 
@@ -109,6 +110,7 @@ METHODS: dict[str, Method] = {
         MicroBatchSAM, PerTensorParts, {"rho": 0.05}, -20 + PARTS * (4 + 16 + 20)
     ),
 }
+SAM_ITSELF = ("sam", "asam")
 HOST_ROUNDS = 300
 
 
@@ -202,7 +204,7 @@ def copy_of(params: list[nn.Parameter]) -> Step:
         pytest.param("fused+graph", marks=pytest.mark.gpu),
     ],
 )
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", SAM_ITSELF)
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("architecture", ["resnet18", "vgg16"])
 def test_step(
@@ -213,6 +215,36 @@ def test_step(
     method: str,
     implementation: str,
 ) -> None:
+    measure(benchmark, where, architecture, base, method, implementation)
+
+
+@pytest.mark.benchmark(timer=clock)
+@pytest.mark.parametrize(
+    "implementation", ["per-tensor", "eager", pytest.param("fused", marks=pytest.mark.gpu)]
+)
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in SAM_ITSELF])
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("architecture", ["resnet18"])
+def test_family(
+    benchmark: Any,
+    where: torch.device,
+    architecture: str,
+    base: str,
+    method: str,
+    implementation: str,
+) -> None:
+    measure(benchmark, where, architecture, base, method, implementation)
+
+
+def measure(
+    benchmark: Any,
+    where: torch.device,
+    architecture: str,
+    base: str,
+    method: str,
+    implementation: str,
+) -> None:
+    """Time one case, in turns with the loop over tensors and a copy."""
     model, timed = network(architecture, where), METHODS[method]
     params = list(model.parameters())
     n = sum(p.numel() for p in params)
@@ -266,7 +298,7 @@ def launchable(
 
 @pytest.mark.benchmark(timer=time.perf_counter)
 @pytest.mark.parametrize("implementation", ["eager-host", "fused-host"])
-@pytest.mark.parametrize("method", ["sam", "asam"])
+@pytest.mark.parametrize("method", SAM_ITSELF)
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("architecture", ["resnet18"])
 @pytest.mark.usefixtures("launchable")

@@ -83,13 +83,13 @@ def test_on_a_gpu_the_trial_launches():
 class Elsewhere(SAM):
     """SAM as it chooses on a CUDA device, of which a CPU tensor plays the part."""
 
-    def _make_fused_step(self):
+    def _fused_step(self):
         class Norm:
             device = CUDA
 
         norm, self.gradient_norm = self.gradient_norm, Norm()
         try:
-            return super()._make_fused_step()
+            return super()._fused_step()
         finally:
             self.gradient_norm = norm
 

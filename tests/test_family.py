@@ -23,6 +23,7 @@ from flatbench.optim import (
     MomentumSAM,
     NormalizationSAM,
     PeriodicSAM,
+    capture,
     normalization_parameters,
 )
 from tests import family
@@ -405,6 +406,18 @@ def test_a_state_dict_of_the_base_can_be_loaded(method, kind):
     model.zero_grad()
     train(model, optimizer, 3)
     assert optimizer.param_groups[0]["rho"] == 0.1
+
+
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"sam"}))
+def test_a_capture_of_its_step_is_refused(method, monkeypatch):
+    model = Net().double()
+    optimizer = made(method, model)
+    weights = vector(model)
+    backward(model, 0)
+    monkeypatch.setattr(capture, "capturing", lambda t: True)
+    with pytest.raises(RuntimeError, match=f"{type(optimizer).__name__} can't be captured"):
+        optimizer.step() if optimizer.passes == 1 else optimizer.first_step()
+    np.testing.assert_array_equal(vector(model), weights)
 
 
 @every_method

@@ -271,6 +271,7 @@ def test_a_frozen_parameter_may_be_in_no_group(tmp_path):
     [
         (SGD, None),  # fused
         ({**SGD, "rho": 0.05}, None),
+        ({**SGD, "perturbation": {"method": "gsam", "rho": 0.1}}, "a step of GSAM"),
         ({**SGD, "options": {"foreach": True}}, "a step of SGD"),
         ({"optimizer": "torch.optim:RMSprop"}, "a step of RMSprop"),
         ({"optimizer": "torch.optim:RMSprop", "rho": 0.05}, "SAM's step over RMSprop"),

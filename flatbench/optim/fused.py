@@ -20,10 +20,11 @@ from torch.optim.optimizer import Optimizer
 
 from . import kernels, traffic
 from .availability import refusal
+from .capture import capturing
 from .groups import Group, parameters
 from .own_state import OwnState
 from .rule import KEEP, Rule
-from .tables import Tables, capturing, gradient_of, settings_row, upload
+from .tables import Tables, gradient_of, settings_row, upload
 from .writing import Memory, is_readable_rate, write_tables
 
 BLOCK = 2048  # elements of a chunk

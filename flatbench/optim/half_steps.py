@@ -11,6 +11,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from . import choice, eager, hooks, ranks
 from .around import AroundBase
 from .base import step_unless_bad
+from .capture import refuse_capture
 from .choice import Implementation, check_implementation
 from .eager import Segment
 from .groups import Group, check_options, check_parameters, parameters
@@ -49,6 +50,8 @@ class HalfSteps(AroundBase):
     rule: ClassVar[Rule] = Rule()
     # Whether `_mix` needs the first gradients: then first_step takes them out of ``p.grad``.
     keeps_first: ClassVar[bool] = False
+    # Whether a CUDA graph may hold a step.
+    can_be_captured: ClassVar[bool] = False
     # What brings w back, in the words of an error.
     way_back: ClassVar[str] = "call second_step (or restore) first"
 
@@ -119,13 +122,15 @@ class HalfSteps(AroundBase):
 
         Raises:
             RuntimeError: called twice without a second_step between, a sparse gradient, or the
-                coming step takes one gradient.
+                coming step takes one gradient, or a method other than SAM in the capture of a
+                CUDA graph.
         """
         if self._perturbed is not None:
             raise RuntimeError("first_step called twice: call second_step (or restore) before it")
         if self.passes == 1:
             raise RuntimeError("this step takes one gradient (see passes): call step() instead")
         self._follow_device()
+        self._check_capture()
         with self._on_device(), torch.no_grad():
             self._perturbed = self._ascend()
         if zero_grad:
@@ -157,6 +162,7 @@ class HalfSteps(AroundBase):
         """
         if self.passes == 1:
             self._follow_device()
+            self._check_capture()
             with hooks.around_step(self, of_all=self._fused_step() is not None):
                 self._single_step()
             return None
@@ -337,6 +343,10 @@ class HalfSteps(AroundBase):
     def _forget_fused_step(self) -> None:
         self._fused = None
         self._is_chosen = False
+
+    def _check_capture(self) -> None:
+        if not self.can_be_captured:
+            refuse_capture(type(self).__name__, self.gradient_norm)
 
     def _follow_device(self) -> None:
         """Follow a model that was moved or cast, which torch's optimizers allow too."""

@@ -84,6 +84,8 @@ class SAM(HalfSteps):
             half-steps, when the weights are not w.
     """
 
+    can_be_captured = True
+
     def __init__(
         self,
         params: ParamsT,

@@ -14,16 +14,12 @@ import triton.language as tl
 from torch import Tensor
 
 from . import kernels
+from .capture import capturing
 from .groups import Group
 from .layout import in_layout_of
 
 gradient_of = attrgetter("grad")
 Fact = tuple[torch.dtype, tuple[int, ...]]  # a gradient's dtype and strides
-
-
-def capturing(t: Tensor) -> bool:
-    """Return whether a CUDA graph is being captured on the current stream of t's device."""
-    return t.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def upload(values: Sequence[Any], out: Tensor) -> None:

@@ -295,7 +295,7 @@ def why_no_graph(optimizer: Optimizer) -> str | None:
     """
     if isinstance(optimizer, HalfSteps):
         if type(optimizer) is not SAM:
-            return f"steps of {type(optimizer).__name__} are not all alike"
+            return f"a step of {type(optimizer).__name__} can't be captured: SAM's alone can"
         base = optimizer.base_optimizer
         if type(base) in OURS.values() and _is_capturable(base):
             return None

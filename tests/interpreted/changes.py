@@ -15,7 +15,7 @@ import torch
 from hypothesis import Phase, given, settings
 from torch import nn
 
-from flatbench.optim import SAM, fused, tables
+from flatbench.optim import SAM, capture, fused, tables
 from tests.optimizers import (
     BASES,
     assert_bitwise,
@@ -93,7 +93,7 @@ class Capture:
 
     def __init__(self, monkeypatch):
         self.active = False
-        for module in (fused, tables):
+        for module in (capture, fused, tables):
             monkeypatch.setattr(module, "capturing", lambda t: self.active)
 
     def __enter__(self):
