@@ -307,7 +307,7 @@ def test_a_file_that_is_no_record(tmp_path, content, expected):
     assert message(path).startswith(expected)
 
 
-PACKED = gzip.compress(WHOLE_FILE.encode())
+PACKED = gzip.compress(WHOLE_FILE.encode(), mtime=0)
 
 
 def test_a_packed_file_is_read_as_its_content(tmp_path):
@@ -322,7 +322,7 @@ def test_a_packed_file_is_read_as_its_content(tmp_path):
         (PACKED[:-3], "is not a whole gzip file: "),
         (PACKED[:20] + b"x" * 20 + PACKED[40:], "is not a whole gzip file: "),
         (WHOLE_FILE.encode(), "is not a whole gzip file: "),
-        (gzip.compress(b"{"), "is not JSON: "),
+        (gzip.compress(b"{", mtime=0), "is not JSON: "),
     ],
 )
 def test_a_packed_file_that_is_damaged(tmp_path, content, expected):
