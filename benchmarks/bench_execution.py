@@ -3,8 +3,8 @@
 ``pytest benchmarks/bench_execution.py``: the cases of one seed of the default grid (aim: at most
 5 % more than the loop), and 1,000 short cases (aim: Ray at most twice the local pool's time, and a
 driver whose memory stays as it was). Both count the whole run, from the start of the first process
-to the end of the last one. And what a case costs the process that hands it to Ray: its start, two
-epochs, a record.
+to the end of the last one. And what a short case costs the process that hands it to an
+engine, of the processor's time.
 """
 
 from __future__ import annotations
