@@ -205,6 +205,19 @@ def test_its_speed_is_that_of_the_committed_benchmarks():
     assert f"moves {min(shares):.0f} to {max(shares):.0f} % of the bytes" in text
 
 
+def test_the_speed_of_the_family_is_that_of_the_committed_benchmark():
+    table = json.loads((RESULTS / "speed" / "family.json").read_text())
+    ratios = {
+        b["name"]: b["extra_info"]["ratio_to_per_tensor"]
+        for b in table["benchmarks"]
+        if b["name"].endswith("-eager]")
+    }
+    assert len(ratios) == 12
+    page = " ".join((ROOT / "docs" / "optim.md").read_text().split())
+    assert f"done {min(ratios.values()):.1f} to {max(ratios.values()):.1f} times as fast" in page
+    assert "sgd-looksam" in min(ratios, key=ratios.__getitem__)
+
+
 def test_its_host_time_is_that_of_the_committed_benchmark():
     table = json.loads((RESULTS / "speed" / "host.json").read_text())
     times = [
