@@ -42,7 +42,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.plain import PerTensorSAM, PlainLoop
+from benchmarks.per_tensor import PerTensorSAM
+from benchmarks.plain import PlainLoop
 from benchmarks.timing import Step, clock, in_turns
 from flatbench import data, execution
 from flatbench.protocols.cases import Case, from_id

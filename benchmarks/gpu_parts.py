@@ -18,7 +18,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 LIMIT = 480.0  # seconds of a part, all its commands together
 KERNELS = "norm_partials|perturb|restore_and_step"
-NCU_ROWS = "resnet18 and sgd and fused and not graph and not asam and not host"
+NCU_ROWS = "resnet18-sgd-sam-fused]"
 NO_SANITIZER = "compute-sanitizer is not found"
 
 Row = dict[str, Any]
@@ -34,7 +34,7 @@ class Setting:
     limit: float = LIMIT
     protocol: str = "digits"
     test_files: Sequence[str] = ()  # default: those that hold a test marked gpu, and test_aot
-    step_rows: str = "resnet18"
+    step_rows: str = "resnet18 and (sgd or not test_family)"
     trainer_rows: str = "full-width"
 
 

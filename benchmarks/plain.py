@@ -1,14 +1,12 @@
-"""What flatbench is compared with: SAM as the well-known scripts write it, and their loop.
+"""What the trainer is compared with: the loop of the well-known scripts.
 
 Written for the comparison, after the habits of public code rather than any one file of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
-import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,52 +14,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from benchmarks.per_tensor import PerTensorSAM
 from flatbench.data import DataSet
 
 WORKERS = 2
-
-
-class PerTensorSAM:
-    """A Python loop over tensors, temporaries as needed.
-
-    The scripts put w back by ``p.data = saved``, which costs nothing but moves p; in a graph
-    nothing may move, so there it is a copy.
-    """
-
-    def __init__(
-        self,
-        params: Iterable[nn.Parameter],
-        base: Any,
-        rho: float,
-        adaptive: bool,
-        in_place: bool = False,
-    ) -> None:
-        self.params, self.base = list(params), base
-        self.rho, self.adaptive, self.in_place = rho, adaptive, in_place
-        self.saved: dict[nn.Parameter, Tensor] = {}
-
-    @torch.no_grad()
-    def first_step(self) -> None:
-        """Climb: w + e(w)."""
-        norms = []
-        for p in self.params:
-            assert p.grad is not None
-            norms.append((p.abs() * p.grad if self.adaptive else p.grad).norm())
-        scale = self.rho / (torch.stack(norms).norm() + 1e-12)
-        for p in self.params:
-            assert p.grad is not None
-            self.saved[p] = p.detach().clone()
-            p.add_((p.pow(2) if self.adaptive else 1.0) * p.grad * scale)
-
-    @torch.no_grad()
-    def second_step(self) -> None:
-        """Put w back, and let the base optimizer step."""
-        for p in self.params:
-            if self.in_place:
-                p.copy_(self.saved[p])
-            else:
-                p.data = self.saved[p]
-        self.base.step()
 
 
 class _Images(Dataset[tuple[Tensor, int]]):

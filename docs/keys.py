@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 from tabulate import tabulate
 
 from flatbench.models import ARCHITECTURES
+from flatbench.protocols.methods import METHODS
 from flatbench.protocols.protocol import (
     DATA_SETS,
     OPTIMIZERS,
@@ -51,7 +52,7 @@ TABLES: tuple[tuple[str, type, tuple[str, ...]], ...] = (
     ("[training.metric]", Metric, ()),
     ("[model]", Model, ()),
     ("A table in model.architectures", Architecture, ()),
-    ("[optimizers.NAME]", Row, ("name",)),
+    ("[optimizers.NAME]", Row, ("name", "method")),
     ("[sharpness]", Sharpness, ()),
     ("[reference]", Reference, ()),
     ("[tuning]", Tuning, ()),
@@ -106,10 +107,10 @@ def default(f: dataclasses.Field[Any]) -> str:
     return f"`{json.dumps(value)}`"
 
 
-def table(cls: type, left_out: tuple[str, ...]) -> str:
-    """Return a markdown table of a dataclass's keys."""
+def keys(cls: type, left_out: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """Return a row for each of a dataclass's keys: key, what it must be, default, meaning."""
     hints, says = typing.get_type_hints(cls, include_extras=True), meanings(cls)
-    rows = [
+    return [
         (
             f"`{f.name}`",
             markdown_text(words(hints[f.name])),
@@ -119,7 +120,23 @@ def table(cls: type, left_out: tuple[str, ...]) -> str:
         for f in dataclasses.fields(cls)
         if f.name not in left_out
     ]
-    return tabulate(rows, ["key", "must be", "default", "what it says"], tablefmt="github")
+
+
+def table(cls: type, left_out: tuple[str, ...]) -> str:
+    """Return a markdown table of a dataclass's keys."""
+    titles = ["key", "must be", "default", "what it says"]
+    return tabulate(keys(cls, left_out), titles, tablefmt="github")
+
+
+def methods() -> str:
+    """Return a markdown table of the SAM family's methods and their keys."""
+    rows: list[tuple[str, ...]] = []
+    for name, cls in METHODS.items():
+        assert cls.__doc__ is not None
+        rows.append((f"`{name}`", "", "", "", cls.__doc__))
+        rows += [("", *row) for row in keys(cls, ("name",))]
+    titles = ["method", "key", "must be", "default", "what it says"]
+    return tabulate(rows, titles, tablefmt="github")
 
 
 PAGE = """\
@@ -179,8 +196,15 @@ options one by one.
     lr = 0.1
     architectures.vgg16 = {{ lr = 0.03 }}
 
-`perturbation = {{ method = "sam", rho = 0.1 }}` is the long form of `rho`, `adaptive` and `eta`;
 `base` is an old spelling of `optimizer`.
+
+## Perturbations
+
+`perturbation = {{ method = "sam", rho = 0.1 }}` is the long form of `rho`, `adaptive` and `eta`.
+Other methods of the SAM family have the long form alone, with `rho` and, but for `momentum-sam`,
+`adaptive` and `eta`, and keys of their own. [optim.md](optim.md) says what each does.
+
+{methods}
 """
 
 
@@ -197,4 +221,5 @@ def page() -> str:
         networks=", ".join(ARCHITECTURES),
         data_sets=", ".join(DATA_SETS),
         tables=tables,
+        methods=methods(),
     )

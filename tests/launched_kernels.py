@@ -6,15 +6,16 @@ another process, on the very addresses that were launched: so the weights afterw
 that what is launched is what the interpreted tests prove right.
 """
 
+from collections import Counter
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from flatbench import models
-from flatbench.optim import SAM, fused, kernels
-from flatbench.optim import sam as sam_module
+from flatbench.optim import SAM, choice, fused, kernels
 from flatbench.optim.groups import is_adaptive
-from tests import stub
+from tests import family_steps, optimizers, stub
 from tests.optimizers import BASES, SGD
 from tests.stub.arena import Interpreter
 
@@ -50,7 +51,7 @@ def launched():
 
 @pytest.fixture(autouse=True)
 def cpu_tensors_are_launched_with(monkeypatch):
-    monkeypatch.setattr(sam_module, "why_not_fused", lambda device: None)
+    monkeypatch.setattr(choice, "why_not_fused", lambda device: None)
     LAUNCHES.clear()
 
 
@@ -103,7 +104,7 @@ class Pair:
         assert tuple(launch.kernel for launch in launches) == NAMES
         step = self.fused._fused_step()
         assert step is not None
-        tables = step._tables
+        tables = step.tables
         assert tables is not None
         chunks = sum(-(-p.numel() // fused.BLOCK) for p in self.ours.values())
         assert [launch.grid for launch in launches] == [chunks, chunks, 2 * chunks]
@@ -118,6 +119,9 @@ class Pair:
                 "schedule": tables.schedule,
                 "partials": tables.partials,
                 "counters": tables.counters,
+                "products": tables.products,
+                "squares": tables.squares,
+                "momentum_norm": tables.momentum_norm,
                 "norm_out": self.fused.gradient_norm,
                 "found_inf": self.fused.found_inf,
                 "skipped_steps": self.fused.skipped_steps,
@@ -254,3 +258,27 @@ def test_a_launch_that_the_driver_refuses_is_an_error(launched):
     outside = torch.frombuffer(bytearray(64), dtype=torch.float32)  # not in the arena
     with pytest.raises(RuntimeError, match="the observer refused"):
         kernels.trial[(1,)](outside, **kernels.LAUNCH)
+
+
+@pytest.mark.parametrize("method", family_steps.METHODS)
+@pytest.mark.parametrize("base", ["momentum", "adam"])
+def test_the_family_is_launched(launched, method, base):
+    """As `interpreted/family.py` interprets it: through Triton's binder, compiler and launcher."""
+    runs = []
+    for implementation in ("fused", "eager"):
+        params = optimizers.parameters(*family_steps.SHAPES)
+        made = family_steps.made(method, params, base, implementation)
+        family_steps.train(params, made, 4)
+        made.eval()
+        runs.append(params)
+    assert optimizers.relative_error(*runs) <= 1e-6
+    if method in family_steps.LAUNCHES:
+        steps = family_steps.LAUNCHES[method]
+        last = len(steps) - 1
+        # of Momentum-SAM the first step alone is another; the others repeat
+        places = [min(i, last) if method == "momentum" else i % len(steps) for i in range(4)]
+        expected = Counter()
+        for place in places:
+            expected.update(steps[place])
+        assert Counter(launch.kernel for launch in LAUNCHES) == expected
+    RESULTS[f"{method}/{base}"] = [len(LAUNCHES) / 4]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from flatbench.optim import SAM, availability, sam
+from flatbench.optim import SAM, availability, choice
 from flatbench.optim.availability import c_compiler, why_not_fused
 
 CUDA = torch.device("cuda", 0)
@@ -83,13 +83,13 @@ def test_on_a_gpu_the_trial_launches():
 class Elsewhere(SAM):
     """SAM as it chooses on a CUDA device, of which a CPU tensor plays the part."""
 
-    def _make_fused_step(self):
+    def _fused_step(self):
         class Norm:
             device = CUDA
 
         norm, self.gradient_norm = self.gradient_norm, Norm()
         try:
-            return super()._make_fused_step()
+            return super()._fused_step()
         finally:
             self.gradient_norm = norm
 
@@ -101,7 +101,7 @@ def test_auto_says_once_why_it_is_eager(monkeypatch):
         asked.append(device)
         return "no C compiler is found"
 
-    monkeypatch.setattr(sam, "why_not_fused", why_not)
+    monkeypatch.setattr(choice, "why_not_fused", why_not)
     w = nn.Parameter(torch.ones(3))
     optimizers = [Elsewhere([w], torch.optim.SGD, lr=1.0) for _ in range(3)]
     with pytest.warns(RuntimeWarning) as caught:
@@ -112,7 +112,7 @@ def test_auto_says_once_why_it_is_eager(monkeypatch):
 
 
 def test_eager_by_choice_asks_nothing(monkeypatch):
-    monkeypatch.setattr(sam, "why_not_fused", lambda device: pytest.fail("asked"))
+    monkeypatch.setattr(choice, "why_not_fused", lambda device: pytest.fail("asked"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         sam_ = Elsewhere([nn.Parameter(torch.ones(3))], torch.optim.SGD, implementation="eager")

@@ -273,7 +273,10 @@ def test_report_writes_its_figures(tmp_path):
     assert cli.main(["report", str(records), "--figures", str(tmp_path / "figures")]) == 0
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {
         f"digits-{name}.{suffix}"
-        for name in ("gains", "outcome-sam_sharpness", "cost", "test_accuracy", "sam_sharpness")
+        for name in (
+            *("gains", "outcome-sam_sharpness", "cost", "price"),
+            *("test_accuracy", "sam_sharpness"),
+        )
         for suffix in ("png", "svg")
     }
 

@@ -11,7 +11,7 @@ from scipy import stats
 from flatbench.records.sections import sections
 from flatbench.report import figures, style
 from flatbench.report.numbers import Numbers
-from tests.synthetic import MEANS, grid, record
+from tests.synthetic import MEANS, grid, on_both_terms, record
 
 
 def section_of(records):
@@ -61,7 +61,7 @@ def test_a_row_looks_alike_in_every_figure_whatever_stands_beside_it():
     looks = [
         drawn_rows(figures.draw(Numbers(section_of(records)), name))
         for records in (whole, part)
-        for name in ("test_accuracy", "cost", "outcome-sam_sharpness", "gap-sam_sharpness")
+        for name in ("test_accuracy", "cost", "price", "gap-sam_sharpness")
     ]
     assert all("adam+sam" in look for look in looks)
     assert len({look["adam+sam"] for look in looks}) == 1
@@ -124,7 +124,7 @@ def test_files_are_named_by_protocol_and_figure_and_are_what_they_say(tmp_path, 
             assert ET.parse(path).getroot().tag.endswith("svg")
 
 
-@pytest.mark.parametrize("name", ["gains", "cost", "gap-sam_sharpness"])
+@pytest.mark.parametrize("name", ["gains", "cost", "price", "gap-sam_sharpness"])
 def test_the_same_records_make_the_same_bytes(name):
     records = with_training(grid(epochs=3, architectures=("vgg16",)))
     one, other = (
@@ -176,7 +176,9 @@ def shown_texts(figure):
     [(("resnet18",), LONG), (("resnet18", "vgg16"), MEANS)],
     ids=["one", "two"],
 )
-@pytest.mark.parametrize("name", ["gains", "cost", "outcome-sam_sharpness", "test_accuracy"])
+@pytest.mark.parametrize(
+    "name", ["gains", "cost", "price", "outcome-sam_sharpness", "test_accuracy"]
+)
 def test_no_text_of_a_figure_is_clipped_or_overlaps(architectures, means, name):
     records = with_training(grid(epochs=12, architectures=architectures, means=means))
     if means is LONG:
@@ -197,6 +199,20 @@ def test_no_text_of_a_figure_is_clipped_or_overlaps(architectures, means, name):
         wide = min(a.x1, b.x1) - max(a.x0, b.x0)
         high = min(a.y1, b.y1) - max(a.y0, b.y0)
         assert wide <= 1 or high <= 1, (one, other)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["cost", "price", "outcome-sam_sharpness", "test_accuracy"])
+def test_a_long_legend_leaves_the_panels_their_height(name):
+    means = {f"an-optimizer-of-mine-{i}": 80.0 + i / 2 for i in range(14)}
+    heights = []
+    for part in (4, 14):
+        some = dict([*means.items()][:part])
+        records = grid(epochs=3, architectures=("resnet18",), means=some)
+        figure = figures.draw(Numbers(section_of(records)), name)
+        figure.draw_without_rendering()
+        heights.append(figure.axes[0].get_window_extent().height / figure.dpi)
+    assert heights[1] > 0.9 * heights[0]
 
 
 def test_epochs_are_whole_numbers():
@@ -260,3 +276,32 @@ def test_the_forest_is_of_the_gains_and_hollow_where_gradients_are_equal():
     intervals = [(g.paired.interval.low, g.paired.interval.high) for g in gains]
     assert list(map(tuple, bars)) == intervals
     assert [t.get_text() for t in axes.get_yticklabels()] == ["sgd+sam − sgd", "sgd+sam − sgd-2x"]
+
+
+def test_prices_are_means_with_intervals_and_a_line_joins_a_base_and_its_longer_training():
+    records = [r for r in on_both_terms() if r.architecture == "vgg16"]
+    numbers = Numbers(section_of(records))
+    panels = zip(
+        figures.draw(numbers, "price").axes, ("gradient_evaluations", "seconds"), strict=True
+    )
+    for axes, price in panels:
+        at = {}
+        for line in axes.lines:
+            if not line.get_label().startswith("_"):
+                ((x,), (y,)) = line.get_data()
+                at[line.get_label()] = (x, y)
+        most = max(x for x, _ in at.values())
+        for row, (x, y) in at.items():
+            runs = [r for r in records if r.optimizer == row]
+            values = [r.test_accuracy for r in runs]
+            # rows of the same price stand side by side
+            assert abs(x - np.mean([getattr(r, price) for r in runs])) < 0.03 * most
+            assert y == pytest.approx(np.mean(values))
+            half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+            ends = [line.get_ydata() for line in axes.lines if list(line.get_xdata()) == [x, x]]
+            assert any(np.allclose(e, [y - half, y + half]) for e in ends)
+        assert len(at) == len({x for x, _ in at.values()}) == 5
+        joined = [line for line in axes.lines if line.get_color() == style.GUIDE]
+        assert [list(zip(*line.get_data(), strict=True)) for line in joined] == [
+            sorted([at["sgd"], at["sgd-2x"]])
+        ]

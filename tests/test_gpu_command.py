@@ -470,13 +470,9 @@ def test_with_compute_sanitizer(code, report, outcome, tmp_path, monkeypatch):
     ("file", "rows", "count"),
     [
         ("tests/test_optim_gpu.py", "128_bits", 10),
-        ("benchmarks/bench_step.py", Setting(Path()).step_rows, 32),
+        ("benchmarks/bench_step.py", Setting(Path()).step_rows, 50),
         ("benchmarks/bench_trainer.py", Setting(Path()).trainer_rows, 1),
-        (
-            "benchmarks/bench_step.py",
-            "resnet18 and sgd and fused and not graph and not asam and not host",
-            1,
-        ),
+        ("benchmarks/bench_step.py", gpu_parts.NCU_ROWS, 1),
     ],
 )
 def test_what_is_chosen_by_name_is_there(file, rows, count):

@@ -8,7 +8,7 @@ from torch import nn
 
 from flatbench import models
 from flatbench.optim import SAM, frozen_batchnorm
-from tests import optimizers
+from tests import family_steps, optimizers
 from tests.optimizers import BASES, SGD, Adam, assert_bitwise, relative_error, set_gradients, vector
 
 pytestmark = pytest.mark.gpu
@@ -365,3 +365,69 @@ def test_parameters_on_another_than_the_current_device():
     sam.first_step()
     sam.second_step()
     assert w.tolist() == [0.0, 0.0, 0.0]
+
+
+# The family: what the tests without a GPU prove of its kernels, on the device.
+
+
+@family_steps.every_method
+@pytest.mark.parametrize("base", ["nesterov", "adam"])
+def test_the_family_matches_eager_in_float64(method, base):
+    runs = []
+    for implementation in ("fused", "eager"):
+        model = resnet() if implementation == "fused" else resnet().double()
+        params = list(model.parameters())
+        made = family_steps.made(method, params, base, implementation)
+        family_steps.train(params, made, 20)
+        made.eval()
+        runs.append(params)
+    assert relative_error(*runs) <= 1e-6
+
+
+@pytest.mark.parametrize("method", family_steps.LAUNCHES)
+def test_the_profiler_sees_the_launches_of_the_family(method):
+    model = resnet()
+    params = list(model.parameters())
+    made = family_steps.made(method, params)
+    family_steps.train(params, made, len(family_steps.LAUNCHES[method]))  # the first are over
+    steps = family_steps.LAUNCHES[method]
+    for counts in steps[-1:] if method == "momentum" else steps:
+        seen = kernels_of_a_step(made, params)
+        assert {name: sum(name in kernel for kernel in seen) for name in counts} == counts
+
+
+def kernels_of_a_step(made, params):
+    """Return what a step launches of ours; gradients are made by other kernels meanwhile."""
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        family_steps.train(params, made, 1)
+        torch.cuda.synchronize()
+    cuda = torch.autograd.DeviceType.CUDA
+    return [e.name for e in profile.events() if e.device_type == cuda]
+
+
+@family_steps.every_method
+def test_the_host_never_waits_in_the_family(method):
+    model = resnet()
+    params = list(model.parameters())
+    made = family_steps.made(method, params)
+    family_steps.train(params, made, 6)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        family_steps.train(params, made, 6, seed=1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@family_steps.every_method
+def test_a_step_of_the_family_repeats_bit_for_bit(method):
+    """Its sums have one order, whatever order the programs run in."""
+    runs = []
+    for _ in range(3):
+        model = resnet(width=32)
+        params = list(model.parameters())
+        family_steps.train(params, family_steps.made(method, params, "adam"), 5)
+        runs.append([p.detach() for p in params])
+    assert_bitwise(runs[0], runs[1])
+    assert_bitwise(runs[0], runs[2])

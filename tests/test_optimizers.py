@@ -21,6 +21,7 @@ from tests import tiny
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 FOREIGN = Path(__file__).parent / "foreign"
+STEPS = 10
 SGD = {"optimizer": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4}
 ADAMW = {"optimizer": "adamw", "lr": 0.002, "weight_decay": 0.01}
 
@@ -42,7 +43,7 @@ class Network(nn.Sequential):
 
 
 def built(folder, row, **sections):
-    return setup.build_optimizer(case(folder, row, **sections), Network())
+    return setup.build_optimizer(case(folder, row, **sections), Network(), STEPS)
 
 
 def gradients(model, seed):
@@ -164,7 +165,7 @@ def in_hand(model, rest):
 def test_muon_for_matrices_and_adamw_for_the_rest(tmp_path, function):
     ours, theirs = Network(), Network()
     run = case(tmp_path, {**ADAMW, "groups": f"./groups.py:{function}"})
-    optimizer = setup.build_optimizer(run, ours).optimizer
+    optimizer = setup.build_optimizer(run, ours, STEPS).optimizer
     assert isinstance(optimizer, ByGroup)
     both = in_hand(theirs, {"lr": 0.002, "weight_decay": 0.01, "fused": True})
     for seed in range(3):
@@ -194,7 +195,7 @@ def test_the_state_of_groups_comes_back(tmp_path, rho, function):
     run = case(tmp_path, {**ADAMW, "groups": f"./groups.py:{function}", **rho})
     models, made = [Network(), Network()], []
     for model in models:
-        made.append(setup.build_optimizer(run, model).optimizer)
+        made.append(setup.build_optimizer(run, model, STEPS).optimizer)
 
     def steps(which, seeds):
         for seed in seeds:
@@ -224,7 +225,7 @@ def test_the_state_of_groups_comes_back(tmp_path, rho, function):
 def test_rho_over_groups_is_one_perturbation_of_them_all(tmp_path):
     model = Network()
     run = case(tmp_path, {**ADAMW, "groups": "./groups.py:matrices", "rho": 0.3})
-    optimizer = setup.build_optimizer(run, model).optimizer
+    optimizer = setup.build_optimizer(run, model, STEPS).optimizer
     before = torch.cat([p.detach().flatten() for p in model.parameters()])
     gradients(model, 0)
     optimizer.first_step()
@@ -258,7 +259,8 @@ def test_a_frozen_parameter_may_be_in_no_group(tmp_path):
     model = Network()
     for name, p in model.named_parameters():
         p.requires_grad_(not name.endswith("bias"))
-    setup.build_optimizer(case(tmp_path, {**SGD, "groups": "./groups.py:without_biases"}), model)
+    run = case(tmp_path, {**SGD, "groups": "./groups.py:without_biases"})
+    setup.build_optimizer(run, model, STEPS)
 
 
 # --- CUDA graphs
@@ -269,6 +271,7 @@ def test_a_frozen_parameter_may_be_in_no_group(tmp_path):
     [
         (SGD, None),  # fused
         ({**SGD, "rho": 0.05}, None),
+        ({**SGD, "perturbation": {"method": "gsam", "rho": 0.1}}, "a step of GSAM"),
         ({**SGD, "options": {"foreach": True}}, "a step of SGD"),
         ({"optimizer": "torch.optim:RMSprop"}, "a step of RMSprop"),
         ({"optimizer": "torch.optim:RMSprop", "rho": 0.05}, "SAM's step over RMSprop"),

@@ -6,6 +6,7 @@ import pytest
 
 from flatbench import components
 from flatbench.errors import UsageError
+from flatbench.protocols import methods
 from flatbench.protocols.cases import grid
 from flatbench.protocols.protocol import Architecture, Source
 from flatbench.protocols.reading import load
@@ -57,6 +58,34 @@ def test_the_long_form_of_a_perturbation_is_the_short_one(tmp_path):
     long = row(tmp_path, **LION, perturbation=perturbation)
     assert long == row(tmp_path, **LION, rho=0.1, adaptive=True, eta=0.01)
     assert long.is_sam
+
+
+def test_a_method_of_the_family_is_part_of_a_row_and_of_its_hash(tmp_path):
+    given = {"method": "gsam", "rho": 0.1, "alpha": 0.7}
+    found = row(tmp_path, **LION, perturbation=given)
+    assert (found.rho, found.method) == (0.1, methods.GSAM(alpha=0.7))
+    assert found.is_sam
+    hashes = set()
+    for perturbation in (
+        {"method": "sam", "rho": 0.1},
+        given,
+        {**given, "alpha": 0.4},
+        {"method": "periodic-sam", "rho": 0.1, "interval": 5},
+        {"method": "looksam", "rho": 0.1, "interval": 5},
+    ):
+        rows = {"mine": {**LION, "perturbation": perturbation}}
+        hashes.add(read(tmp_path, optimizers=rows).cell_hash("mine", "resnet18"))
+    assert len(hashes) == 5
+
+
+def test_an_architecture_may_change_one_number_of_a_method(tmp_path):
+    keys = {
+        **LION,
+        "perturbation": {"method": "gsam", "rho": 0.1, "alpha": 0.7},
+        "architectures": {"resnet18": {"perturbation": {"rho": 0.2}}},
+    }
+    found = read(tmp_path, optimizers={"mine": keys}).optimizer("mine", "resnet18")
+    assert (found.rho, found.method) == (0.2, methods.GSAM(alpha=0.7))
 
 
 def test_a_row_is_compared_with_the_one_it_names(tmp_path):
@@ -210,7 +239,39 @@ OPTIMIZER = "optimizers.mine.optimizer must be one of sgd, adam, adamw, or packa
             {**LION, "rho": 1, "perturbation": {"method": "sam", "rho": 1}},
             "optimizers.mine.rho must be absent where perturbation is given",
         ),
-        ({**LION, "perturbation": {"rho": 1}}, 'optimizers.mine.perturbation.method must be "sam"'),
+        (
+            {**LION, "perturbation": {"rho": 1}},
+            'optimizers.mine.perturbation.method must be one of "sam", "periodic-sam", ',
+        ),
+        (
+            {**LION, "perturbation": {"method": "gsan", "rho": 1}},
+            'optimizers.mine.perturbation.method must be one of "sam", "periodic-sam", ',
+        ),
+        (
+            {**LION, "perturbation": {"method": "gsam", "rho": 1, "alhpa": 0.4}},
+            "optimizers.mine.perturbation.alhpa is an unknown key (did you mean 'alpha'?)",
+        ),
+        (
+            {**LION, "perturbation": {"method": "gsam", "rho": 1, "alpha": -0.4}},
+            "optimizers.mine.perturbation.alpha must be a number of at least 0, got -0.4",
+        ),
+        (
+            {**LION, "perturbation": {"method": "looksam", "rho": 1, "interval": 0}},
+            "optimizers.mine.perturbation.interval must be a whole number of at least 1, got 0",
+        ),
+        (
+            {**LION, "perturbation": {"method": "micro-batch-sam", "rho": 1}},
+            "optimizers.mine.perturbation.m is missing",
+        ),
+        (
+            {**LION, "perturbation": {"method": "late-sam", "rho": 1, "part": 1}},
+            "optimizers.mine.perturbation.part must be a number between 0 and 1, got 1",
+        ),
+        (
+            {**LION, "perturbation": {"method": "momentum-sam", "rho": 1, "eta": 0.1}},
+            "optimizers.mine.perturbation.eta is an unknown key",
+        ),
+        ({**LION, "method": "gsam"}, "optimizers.mine.method is an unknown key"),
         (
             {**LION, "perturbation": {"method": "sam"}},
             "optimizers.mine.perturbation.rho is missing",

@@ -12,6 +12,7 @@ from tests.test_optimizers import ADAMW, SGD, Network, built, case, same
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+STEPS = 10
 THEIRS = {"base_optimizer": {"ref": "torch.optim:SGD"}, "lr": 0.05, "momentum": 0.9}
 SAMS = {
     "pytorch_optimizer": {"optimizer": "pytorch_optimizer:SAM", "options": THEIRS},
@@ -253,7 +254,7 @@ def test_a_trial_draws_nothing_from_torchs_generator(tmp_path):
     """The network's own first weights are drawn from it, and so would dropout be."""
     run, model = case(tmp_path, {"optimizer": "./sam.py:Noisy", "lr": 0.1}), Network()
     before = torch.get_rng_state()
-    setup.build_optimizer(run, model)
+    setup.build_optimizer(run, model, STEPS)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -261,7 +262,7 @@ def test_a_trial_moves_no_weight_of_the_network(tmp_path):
     model = Network()
     before = vector(model)
     for row in (SAMS["half-steps"], LBFGS, MUON):
-        setup.build_optimizer(case(tmp_path, row), model)
+        setup.build_optimizer(case(tmp_path, row), model, STEPS)
     assert torch.equal(vector(model), before)
 
 

@@ -482,7 +482,8 @@ def test_the_learning_rate_of_an_architecture_is_used(tmp_path):
 )
 def test_the_optimizer_of_a_row(tmp_path, row, kind, options):
     model = nn.Linear(2, 2)
-    optimizer = setup.build_optimizer(case(tmp_path, optimizers=one_row(**row)), model).optimizer
+    run = case(tmp_path, optimizers=one_row(**row))
+    optimizer = setup.build_optimizer(run, model, 10).optimizer
     assert type(optimizer) is kind
     (group,) = optimizer.param_groups
     assert {key: group[key] for key in options} == options

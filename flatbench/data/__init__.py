@@ -5,7 +5,15 @@ those that a protocol gives a source for. `loading` splits what was read and put
 `batching` does what training does with it.
 """
 
-from flatbench.data.batching import PADDING, augment, batches, noisy_labels, pad
+from flatbench.data.batching import (
+    PADDING,
+    augment,
+    batch_count,
+    batches,
+    noisy_labels,
+    pad,
+    parts,
+)
 from flatbench.data.dataset import DataSet, Part
 from flatbench.data.downloads import DOWNLOADS, download, folder_of
 from flatbench.data.loading import load, load_for
@@ -16,6 +24,7 @@ __all__ = [
     "DataSet",
     "Part",
     "augment",
+    "batch_count",
     "batches",
     "download",
     "folder_of",
@@ -23,4 +32,5 @@ __all__ = [
     "load_for",
     "noisy_labels",
     "pad",
+    "parts",
 ]

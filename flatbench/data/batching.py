@@ -6,6 +6,7 @@ them and flips them, and yields channels_last memory for free.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -45,6 +46,23 @@ def batches(
     for batch in torch.split(order, batch_size):
         if len(batch) > 1:
             yield batch
+
+
+def batch_count(examples: int, batch_size: int) -> int:
+    """Return how many batches `batches` yields."""
+    return examples // batch_size + (examples % batch_size > 1)
+
+
+def parts(examples: int, size: int) -> list[slice]:
+    """Return where the parts of ``size`` examples lie in a batch.
+
+    The last part has what is left; a single example, which BatchNorm cannot normalise, goes to the
+    part before.
+    """
+    starts = list(range(0, examples, size))
+    if size > 1 and len(starts) > 1 and examples - starts[-1] == 1:
+        starts.pop()
+    return [slice(a, b) for a, b in itertools.pairwise([*starts, examples])]
 
 
 def augment(images: Tensor, batch: Tensor, kind: str, size: int, rng: torch.Generator) -> Tensor:

@@ -44,7 +44,7 @@ class Progress:
 
     def seconds_left(self) -> float | None:
         """Return the time that is left if gradient evaluations go on at the rate so far."""
-        total = done = 0
+        total = done = 0.0
         for case in self.cases:
             if case.id in self.reused:
                 continue

@@ -1,4 +1,4 @@
-"""Whether Triton kernels can be launched on a device, found out once a process."""
+"""Whether a fused step is possible: on a device, found out once a process, and of groups."""
 
 import functools
 import importlib.util
@@ -6,8 +6,14 @@ import os
 import shutil
 import subprocess
 import warnings
+from collections.abc import Iterator, Sequence
 
 import torch
+from torch.optim import SGD, Adam, AdamW
+from torch.optim.optimizer import Optimizer
+
+from .groups import Group, parameters
+from .layout import is_dense
 
 COMPILERS = ("gcc", "clang")  # in Triton's own order; the variable CC comes before both
 
@@ -67,3 +73,26 @@ def _why_no_launch(device: torch.device) -> str | None:
 def warn_of_eager(device: str, reason: str) -> None:
     """Warn that SAM takes its eager step on a device, and say why."""
     warnings.warn(f"SAM takes its eager step on {device}: {reason}", RuntimeWarning, stacklevel=2)
+
+
+def refusal(base: type[Optimizer], groups: Sequence[Group]) -> str | None:
+    """Return why these groups cannot take the fused step, or None if they can.
+
+    `why_not_fused` tells whether their device can launch it.
+    """
+    return next(_objections(base, groups), None)
+
+
+def _objections(base: type[Optimizer], groups: Sequence[Group]) -> Iterator[str]:
+    if base not in (SGD, Adam, AdamW):
+        yield f"the base optimizer must be SGD, Adam or AdamW, got {base.__name__}"
+    if any(group.get("amsgrad") for group in groups):
+        yield "amsgrad=True is not supported"
+    params = parameters(groups)
+    for p in params:
+        if p.dtype != torch.float32:
+            yield f"parameters must be float32, got {p.dtype}"
+        if not is_dense(p):
+            yield f"a parameter of shape {tuple(p.shape)} and strides {p.stride()} has gaps"
+    if not any(p.numel() for p in params):
+        yield "the parameters are empty"

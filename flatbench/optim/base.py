@@ -1,6 +1,8 @@
 """What SAM asks of a base optimizer; torch's own fused steps, and what they need."""
 
 import inspect
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,7 +10,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from .groups import Group, parameters
-from .layout import is_dense, strided_like
+from .layout import flattened, is_dense, strided_like
 
 SAMS_OWN = ("rho", "adaptive", "eta", "implementation")
 
@@ -57,6 +59,37 @@ def prepare_fused_base(base: Optimizer) -> None:
             # a CUDA graph. From a buffer of zeros its first step needs no special case.
             if group.get("momentum") and base.state[p].get("momentum_buffer") is None:
                 base.state[p]["momentum_buffer"] = torch.zeros_like(p, requires_grad=False)
+
+
+def after_loading(base: Optimizer, follow: Callable[[], None]) -> None:
+    """Have a method called whenever a base has loaded a state.
+
+    The base holds the method's object weakly: a cycle would keep the state until garbage
+    collection.
+    """
+    weak = weakref.WeakMethod(follow)
+
+    def tell(_: Optimizer) -> None:
+        method = weak()
+        if method is not None:
+            method()
+
+    base.register_load_state_dict_post_hook(tell)
+
+
+def step_unless_bad(base: Optimizer, found_inf: Tensor) -> None:
+    """Let a base step with the gradients in ``p.grad``, unless ``found_inf`` is 1.
+
+    torch's fused steps read that on the device. Without them the host must.
+    """
+    prepare_fused_base(base)
+    if found_inf.is_cuda and getattr(base, "_step_supports_amp_scaling", False):
+        base.found_inf = found_inf  # type: ignore[attr-defined]
+        base.step()
+        del base.found_inf  # type: ignore[attr-defined]
+    elif not found_inf:
+        with torch.no_grad(), flattened(copied_in_vain(base)):
+            base.step()
 
 
 def copied_in_vain(base: Optimizer) -> list[Tensor]:

@@ -6,7 +6,7 @@ Foret et al. 2021 (arXiv:2010.01412), equation 2; Kwon et al. 2021 (arXiv:2102.1
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -28,6 +28,7 @@ class Segment(NamedTuple):
     rho: float
     adaptive: bool
     eta: float
+    group: Group  # whose options a method may read
 
 
 # On a CPU, adaptive steps make temporaries of at most this many elements (or one tensor) at a
@@ -35,10 +36,15 @@ class Segment(NamedTuple):
 CPU_PIECE = 1 << 17
 
 
-def segments(groups: Sequence[Group], saved: dict[Tensor, Tensor]) -> list[Segment]:
+def segments(
+    groups: Sequence[Group], saved: dict[Tensor, Tensor], only: Container[Tensor] | None
+) -> list[Segment]:
     """Return the parameters that have a gradient, grouped by how they are perturbed.
 
-    ``saved`` maps a parameter to the tensor that its w is saved in; missing ones are made.
+    Args:
+        groups: all of them.
+        saved: parameter -> the tensor that its w is saved in; missing ones are made.
+        only: those that are perturbed, None for all.
 
     Raises:
         RuntimeError: a gradient is sparse.
@@ -51,11 +57,14 @@ def segments(groups: Sequence[Group], saved: dict[Tensor, Tensor]) -> list[Segme
                 continue
             if p.grad.is_sparse:
                 raise RuntimeError("SAM does not take sparse gradients")
-            alike.setdefault(is_adaptive(group, i), []).append(p)
+            if only is None or p in only:
+                alike.setdefault(is_adaptive(group, i), []).append(p)
         for adaptive, weights in alike.items():
             grads = [p.grad for p in weights if p.grad is not None]
             copies = [saved_copy(saved, p) for p in weights]
-            found.append(Segment(weights, grads, copies, group["rho"], adaptive, group["eta"]))
+            found.append(
+                Segment(weights, grads, copies, group["rho"], adaptive, group["eta"], group)
+            )
     return found
 
 
@@ -76,6 +85,14 @@ def gradient_norm(segments: Sequence[Segment], out: Tensor) -> None:
         torch.linalg.vector_norm(torch.stack(norms), out=out)
     else:
         out.zero_()
+
+
+def inner(ones: Sequence[Tensor], others: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """Return the inner product of two lists of tensors, each as one vector: 0-d, of ``dtype``."""
+    if not ones:
+        return torch.zeros((), dtype=dtype)
+    products = torch._foreach_mul(list(ones), list(others))
+    return torch.stack([product.sum(dtype=dtype) for product in products]).sum()
 
 
 def perturb(segments: Sequence[Segment], norm: Tensor) -> None:

@@ -1,6 +1,7 @@
 """What SAM asks of parameter groups, and what it refuses."""
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,13 @@ def parameters(groups: Sequence[Group]) -> list[Tensor]:
     return [p for group in groups for p in group["params"]]
 
 
+def _is_shard(p: Tensor) -> bool:
+    """Return whether p is a part of a parameter: a DTensor's, as of FSDP2, or one of FSDP1's."""
+    tensor = sys.modules.get("torch.distributed.tensor")  # not loaded: nobody has made one
+    is_dtensor = tensor is not None and isinstance(p, tensor.DTensor)
+    return is_dtensor or getattr(p, "_is_flat_param", False) or getattr(p, "_fsdp_flattened", False)
+
+
 def check_options(group: Group) -> None:
     """Raise ValueError for an invalid rho, eta or adaptive."""
     for option in ("rho", "eta"):
@@ -35,6 +43,13 @@ def check_options(group: Group) -> None:
         )
 
 
+def check_natural(group: Group, option: str, least: int) -> None:
+    """Raise ValueError unless an option is a whole number of at least ``least``."""
+    value: Any = group[option]
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{option} must be a whole number of at least {least}, got {value!r}")
+
+
 def check_base_options(group: Group) -> None:
     """Raise ValueError for an option of the base optimizer that makes no sense under SAM."""
     for option in ("maximize", "differentiable"):
@@ -45,6 +60,11 @@ def check_base_options(group: Group) -> None:
 def check_parameters(groups: Sequence[Group]) -> None:
     """Raise ValueError for parameters that cannot be perturbed together."""
     params = parameters(groups)
+    if any(map(_is_shard, params)):
+        raise ValueError(
+            "parameters must be whole on every rank, got shards (DTensor or FSDP): the norm would "
+            "be that of a rank's own part; use DistributedDataParallel"
+        )
     if len(set(params)) != len(params):
         raise ValueError("a parameter is given twice; SAM would perturb it twice")
     addresses = [p.data_ptr() for p in params if p.numel() and not p.is_meta]

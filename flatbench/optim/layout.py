@@ -5,6 +5,7 @@ So a gradient, a copy or a state must lie in memory as its parameter does.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +29,16 @@ def strided_like(p: Tensor, t: Tensor, dtype: torch.dtype) -> Tensor:
     if laid_out.stride() == p.stride():
         return laid_out
     return laid_out.as_strided(p.shape, p.stride(), laid_out.storage_offset())
+
+
+def lay_out_state(p: Tensor, state: dict[str, Any]) -> None:
+    """Lay the tensors of a parameter's state out as the parameter is.
+
+    A state that was loaded may come from a model in another memory format.
+    """
+    for name, t in state.items():
+        if isinstance(t, Tensor) and t.shape == p.shape:
+            state[name] = strided_like(p, t, t.dtype)
 
 
 def is_dense(t: Tensor) -> bool:

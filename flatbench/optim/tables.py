@@ -14,16 +14,12 @@ import triton.language as tl
 from torch import Tensor
 
 from . import kernels
+from .capture import capturing
 from .groups import Group
 from .layout import in_layout_of
 
 gradient_of = attrgetter("grad")
 Fact = tuple[torch.dtype, tuple[int, ...]]  # a gradient's dtype and strides
-
-
-def capturing(t: Tensor) -> bool:
-    """Return whether a CUDA graph is being captured on the current stream of t's device."""
-    return t.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def upload(values: Sequence[Any], out: Tensor) -> None:
@@ -48,9 +44,14 @@ class Tables:
     rates: Tensor  # float32 (groups,), learning rates that the kernels cannot read in place
     schedule: Tensor  # float32 (tensors, SCHEDULE_COLUMNS)
     partials: Tensor  # float32 (PARTIALS,)
-    counters: Tensor  # int32 (2,)
+    products: Tensor  # float32 (2, PARTIALS)
+    squares: Tensor  # float32 (chunks,), of the base's momentum
+    momentum_norm: Tensor  # float32 (), of it all
+    counters: Tensor  # int32 (3,)
     ascent: "GradientTable"
     descent: "GradientTable"
+    none: Tensor  # int64 (tensors,), a table of gradients for "nothing is perturbed"
+    all: Tensor  # int64 (tensors,), the same for "everything is"
     fingerprint: object = None  # what they were written from; see `FusedStep`
 
     def __post_init__(self) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from flatbench import components
+from flatbench.protocols.methods import Method
 from flatbench.protocols.schema import AT_LEAST_ONE, SEEDS, Check
 from flatbench.protocols.tuning import Tuning
 
@@ -249,6 +250,8 @@ class Row:
     adaptive: bool = False
     # Added to |w| in an adaptive perturbation.
     eta: NonNegative = 0.0
+    # Which method of the family, if it is not SAM; a key of the long form, `perturbation`.
+    method: Method | None = field(default=None, metadata=_YOUNGER)
     # Instead of the protocol's, as for a base at twice the epochs (equal compute).
     epochs: Count | None = None
     # Instead of the protocol's.
@@ -272,12 +275,14 @@ class Row:
         return self.rho is not None
 
     @property
-    def gradients_per_step(self) -> int:
+    def gradients_per_step(self) -> float:
         """How many gradients a step is expected to evaluate, before one has been counted.
 
         Time left is estimated by it. A record has what `flatbench.training.stepping` counted.
         """
-        return 2 if self.is_sam else 1
+        if self.method is not None:
+            return self.method.gradients_per_step
+        return 2.0 if self.is_sam else 1.0
 
 
 _MEAN_AND_STD = Check(

@@ -7,6 +7,7 @@ say, of two keys together or of names, is checked here.
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import tomllib
 import typing
@@ -17,6 +18,7 @@ from flatbench import components
 from flatbench.errors import UsageError
 from flatbench.models import ARCHITECTURES
 from flatbench.protocols import tuning
+from flatbench.protocols.methods import METHODS, Method, Momentum
 from flatbench.protocols.protocol import (
     DATA_SETS,
     OPTIMIZERS,
@@ -215,7 +217,7 @@ class _Reader(Reader):
             rows[name] = self._row(name, shared, key)
             for architecture, change in per_architecture.items():
                 where = f"{key}.architectures.{quoted(architecture)}"
-                changed = _merged(shared, self.table(change, where))
+                changed = _merged(shared, dict(self.table(change, where)))
                 overrides[name, architecture] = self._row(name, changed, where)
         if not rows:
             raise UsageError(f"{self.source}: table [optimizers] holds no row")
@@ -227,24 +229,24 @@ class _Reader(Reader):
 
     def _row(self, name: str, table: dict[str, Any], key: str) -> Row:
         table = dict(table)
-        keys = _keys(Row) - {"name"} | {"base", "perturbation", "architectures"}
+        keys = _keys(Row) - {"name", "method"} | {"base", "perturbation", "architectures"}
         self.known(table, keys, f"{key}.")
         if "base" in table:
             self.absent(table, "optimizer", f"{key}.", "base, its old spelling, is given")
             hint = typing.get_type_hints(Row, include_extras=True)["optimizer"]
             table["optimizer"] = self.value(table.pop("base"), hint, f"{key}.base")
-        self._perturbation(table, key)
+        method = self._perturbation(table, key)
         options = self._options(table.pop("options", {}), f"{key}.options")
         for short in SHORT_OPTIONS:
             if short in options:
                 self.absent(table, short, f"{key}.", f"{short} is one of its options")
-        row = self.read(Row, table, f"{key}.", name=name, options=options)
+        row = self.read(Row, table, f"{key}.", name=name, options=options, method=method)
         if row.optimizer not in OPTIMIZERS:
             # The short forms are checked as numbers above; here they become what they stand for.
             short_forms = {k: table[k] for k in SHORT_OPTIONS if k in table}
             without = {k: v for k, v in table.items() if k not in SHORT_OPTIONS}
             options = short_forms | options
-            return self.read(Row, without, f"{key}.", name=name, options=options)
+            return self.read(Row, without, f"{key}.", name=name, options=options, method=method)
         if row.lr is None and "lr" not in options:
             raise UsageError(f"{self.source}: {key}.lr is missing")
         if row.optimizer == "sgd":
@@ -256,22 +258,32 @@ class _Reader(Reader):
             raise self.error(f"{key}.nesterov", True, "false unless momentum is above 0")
         return row
 
-    def _perturbation(self, table: dict[str, Any], key: str) -> None:
-        """Read the long form of rho, adaptive and eta into the short one."""
-        if "perturbation" in table:
-            where = f"{key}.perturbation"
-            long_form = dict(self.table(table.pop("perturbation"), where))
-            self.known(long_form, ("method", *PERTURBATION), f"{where}.")
-            if long_form.pop("method", None) != "sam":
-                raise UsageError(f'{self.source}: {where}.method must be "sam"')
-            if "rho" not in long_form:
-                raise UsageError(f"{self.source}: {where}.rho is missing")
-            for short in PERTURBATION:
-                self.absent(table, short, f"{key}.", "perturbation is given")
-            table |= long_form
-        elif "rho" not in table:
-            for short in ("adaptive", "eta"):
-                self.absent(table, short, f"{key}.", "rho is given", unless=True)
+    def _perturbation(self, table: dict[str, Any], key: str) -> Method | None:
+        """Read the long form of rho, adaptive and eta into the short one, and return its method."""
+        if "perturbation" not in table:
+            if "rho" not in table:
+                for short in ("adaptive", "eta"):
+                    self.absent(table, short, f"{key}.", "rho is given", unless=True)
+            return None
+        where = f"{key}.perturbation"
+        long_form = dict(self.table(table.pop("perturbation"), where))
+        names = ("sam", *METHODS)
+        if (name := long_form.pop("method", None)) not in names:
+            must_be = f"one of {', '.join(json.dumps(n) for n in names)}"
+            raise self.error(f"{where}.method", name, must_be)
+        cls = METHODS.get(name)
+        own = _keys(cls) - {"name"} if cls is not None else set()
+        common = ("rho",) if cls is Momentum else PERTURBATION
+        self.known(long_form, {*own, *common}, f"{where}.")
+        if "rho" not in long_form:
+            raise UsageError(f"{self.source}: {where}.rho is missing")
+        for short in PERTURBATION:
+            self.absent(table, short, f"{key}.", "perturbation is given")
+        table |= {k: v for k, v in long_form.items() if k not in own}
+        if cls is None:
+            return None
+        values = {k: v for k, v in long_form.items() if k in own}
+        return self.read(cls, values, f"{where}.", name=name)
 
     def _options(self, value: object, key: str) -> dict[str, Any]:
         """Return options made of numbers, strings, truth values, lists and tables.
@@ -327,10 +339,11 @@ def _keys(cls: type[Any]) -> set[str]:
 
 
 def _merged(shared: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
-    """Return a row with an architecture's changes; options are changed one by one."""
+    """Return a row with an architecture's changes; those of its tables are made one by one."""
     merged = shared | change
-    if isinstance(shared.get("options"), dict) and isinstance(change.get("options"), dict):
-        merged["options"] = shared["options"] | change["options"]
+    for table in ("options", "perturbation"):
+        if isinstance(shared.get(table), dict) and isinstance(change.get(table), dict):
+            merged[table] = shared[table] | change[table]
     return merged
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from flatbench.errors import UsageError
@@ -72,14 +72,24 @@ def parse_range(text: str) -> Range | None:
 
 def with_values(row: Row, values: Mapping[str, Any]) -> Row:
     """Return a row with these hyperparameters: keys of the row, or options of its optimizer."""
+    of_method = {name: value for name, value in values.items() if is_of_method(row, name)}
     keys = {name: value for name, value in values.items() if is_key(row, name)}
-    options = {name: value for name, value in values.items() if name not in keys}
-    return replace(row, **keys, options=row.options | options)
+    options = {
+        name: value for name, value in values.items() if name not in keys and name not in of_method
+    }
+    method = row.method and replace(row.method, **of_method)
+    return replace(row, **keys, method=method, options=row.options | options)
+
+
+def is_of_method(row: Row, name: str) -> bool:
+    """Return whether a hyperparameter is an option of the row's method of the SAM family."""
+    return row.method is not None and name in {f.name for f in fields(row.method)} - {"name"}
 
 
 def is_key(row: Row, name: str) -> bool:
     """Return whether a hyperparameter is a key of the row, and not an option of its optimizer."""
-    return name in (*_OF_ROW, *_OF_SAM, *_SHORT.get(row.optimizer, ()))
+    own = (*_OF_ROW, *_OF_SAM, *_SHORT.get(row.optimizer, ()))
+    return name in own and not is_of_method(row, name)
 
 
 def read_space(reader: Reader, value: object, row: Row, where: str) -> dict[str, Range | Choice]:
@@ -101,17 +111,15 @@ def read_space(reader: Reader, value: object, row: Row, where: str) -> dict[str,
             found = tuple(tuple(v) if isinstance(v, list) else v for v in found)
         if not isinstance(found, Range | tuple):
             raise reader.error(key, given, f"{RANGE}, or a list of values")
-        if is_key(row, name):
+        owner = row.method if is_of_method(row, name) else row if is_key(row, name) else None
+        if owner is not None:
+            hint = typing.get_type_hints(type(owner), include_extras=True)[name]
             for end in (found.low, found.high) if isinstance(found, Range) else found:
-                reader.value(list(end) if isinstance(end, tuple) else end, _hint(row, name), key)
+                reader.value(list(end) if isinstance(end, tuple) else end, hint, key)
         space[name] = found
     if not space:
         raise reader.error(where, {}, "a table with at least one hyperparameter")
     return space
-
-
-def _hint(row: Row, name: str) -> Any:
-    return typing.get_type_hints(type(row), include_extras=True)[name]
 
 
 def read(reader: Reader, value: object, rows: Mapping[str, Row], seeds: Iterable[int]) -> Tuning:

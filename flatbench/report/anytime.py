@@ -1,4 +1,4 @@
-"""What accuracy costs, drawn: the outcome by gradients spent, and the gradients to a target."""
+"""What accuracy costs, drawn: by gradients and seconds, on the way and at the end."""
 
 from __future__ import annotations
 
@@ -57,6 +57,74 @@ def spending(numbers: Numbers) -> Figure:
         panels[0, 0].set_ylabel(f"{section.outcome.titled(section.evaluation)}{unit}")
         legend(figure, list(panels[0]))
     return figure
+
+
+def prices(numbers: Numbers) -> Figure:
+    """Draw every row's outcome by the gradients that it took in all, and by its seconds.
+
+    Two panels an architecture. A line joins the rows of a base that are no variant of another row:
+    what is above it is better than the base's own longer trainings.
+    """
+    section = numbers.section
+    looks = style.looks(section.optimizers)
+    with mpl.rc_context(style.RC):
+        figure = Figure(figsize=(style.PAGE, 2.2 * len(section.architectures) + 0.7))
+        panels = figure.subplots(len(section.architectures), 2, sharey="row", squeeze=False)
+        for line, architecture in enumerate(section.architectures):
+            for axes, price in zip(panels[line], ("gradient_evaluations", "seconds"), strict=True):
+                _priced(axes, numbers, architecture, price, looks)
+                axes.set_title(figure_text(architecture))
+                axes.margins(x=0.1)
+            unit = f" ({section.outcome.unit})" if section.outcome.unit else ""
+            panels[line, 0].set_ylabel(f"{section.outcome.titled(section.evaluation)}{unit}")
+        for axes, label in zip(panels[-1], ("gradient evaluations", "seconds"), strict=True):
+            axes.set_xlabel(label)
+        legend(figure, [panels[0, 0]])
+    return figure
+
+
+def _priced(
+    axes: Axes, numbers: Numbers, architecture: str, price: str, looks: dict[str, style.Look]
+) -> None:
+    """Draw one architecture's rows: means over the seeds, with the outcome's 95 % t-interval."""
+    section = numbers.section
+    plain: dict[str | None, list[tuple[float, float]]] = {}
+    means = {row: numbers.mean(architecture, row, price) for row in section.optimizers}
+    for row, spent in _side_by_side({row: m for row, m in means.items() if m is not None}).items():
+        values = [*section.values(architecture, row, section.outcome.name).values()]
+        if not values:
+            continue
+        mean, look = statistics.mean(values), looks[row]
+        axes.plot(
+            [spent],
+            [mean],
+            linestyle="none",
+            marker=look.marker,
+            markersize=5,
+            color=look.colour,
+            markerfacecolor=look.face,
+            label=figure_text(row),
+        )
+        bound = t_interval(values)
+        if bound is not None:
+            axes.plot([spent] * 2, [bound.low, bound.high], color=look.colour, linewidth=0.8)
+        if numbers.is_plain(row):
+            plain.setdefault(section.base_optimizer.get(row), []).append((spent, mean))
+    for points in plain.values():
+        if len(points) > 1:
+            axes.plot(
+                *zip(*sorted(points), strict=True), color=style.GUIDE, linewidth=0.8, zorder=0
+            )
+
+
+def _side_by_side(prices: dict[str, float]) -> dict[str, float]:
+    """Return where rows stand: those of the same price beside each other, around it."""
+    width = 0.015 * max(prices.values(), default=0.0)
+    found = {}
+    for row, price in prices.items():
+        same = [other for other in prices if prices[other] == price]
+        found[row] = price + width * (same.index(row) - (len(same) - 1) / 2)
+    return found
 
 
 def _curve(

@@ -13,6 +13,7 @@ from flatbench.report.ranking import correlation, tau_text
 
 GAINS: Final = "gains"
 COST: Final = "cost"
+PRICE: Final = "price"
 OUTCOME: Final = "outcome-"  # opens the name of the outcome against a measure
 GAP: Final = "gap-"  # opens the name of a measure against the generalization gap
 
@@ -45,7 +46,7 @@ def names(numbers: Numbers) -> list[str]:
     ]
     runs = [r for r in section.records if r.status == "completed" and r.history]
     if runs and all(epoch.gradient_evaluations for r in runs for epoch in r.history):
-        found.append(COST)
+        found += [COST, PRICE]
     if any(record.history for record in section.records):
         found += [outcome.name, SAM_SHARPNESS]
     trained = completed[in_training(outcome)].notna()
@@ -79,6 +80,13 @@ def caption(numbers: Numbers, name: str) -> Caption:
             "Line: mean over the seeds, with its 95 % t-interval. Below: gradients until the "
             "target that the dotted line marks, a point a run, a bar at their mean; × marks a run "
             "that did not reach it.",
+        )
+    if name == PRICE:
+        return Caption(
+            f"{outcome} by what the training took",
+            "Mean over the seeds, with its 95 % t-interval; rows of the same price stand side by "
+            "side. A line joins the rows of a base that are no variant of another row: above it "
+            "is better than the base for longer. Seconds hold for the hardware below alone.",
         )
     if name.startswith(GAP):
         found = correlation(numbers, name.removeprefix(GAP), "gap")

@@ -139,7 +139,12 @@ def _folds(
     for title, tables, answers, shown in (
         ("Gains by seed, and their tests", (gains, tests, equal_compute_table(numbers)), (), ()),
         ("Flatness, pair by pair", (), said.flatness_by_pair, ()),
-        ("What a result costs", (time_to_accuracy_table(numbers, target),), (), (captions.COST,)),
+        (
+            "What a result costs",
+            (time_to_accuracy_table(numbers, target),),
+            (),
+            (captions.COST, captions.PRICE),
+        ),
         ("Curves by epoch", (), (), (outcome, SAM_SHARPNESS)),
         (
             "Does sharpness rank the rows as their outcome does?",

@@ -24,7 +24,7 @@ from flatbench.records.quantities import (
 from flatbench.records.record import Record
 from flatbench.records.sections import Section, sections
 from flatbench.report import captions, style
-from flatbench.report.anytime import spending
+from flatbench.report.anytime import prices, spending
 from flatbench.report.forest_figure import forest
 from flatbench.report.numbers import Numbers
 from flatbench.report.panels import (
@@ -196,6 +196,8 @@ def draw(numbers: Numbers, name: str) -> Figure:
         return forest(numbers)
     if name == captions.COST:
         return spending(numbers)
+    if name == captions.PRICE:
+        return prices(numbers)
     if name.startswith(captions.OUTCOME):
         return outcome(numbers, name.removeprefix(captions.OUTCOME))
     if name.startswith(captions.GAP):

@@ -149,7 +149,7 @@ class Numbers:
             if row in self.section.base_of
             for other in self.section.optimizers
             if other == self.section.base_of[row]
-            or (other != row and self._is_plain(other) and self._share_base(row, other))
+            or (other != row and self.is_plain(other) and self._share_base(row, other))
             if self.equal_gradients(architecture, row, other)
         )
 
@@ -158,7 +158,7 @@ class Numbers:
         """Whether every row that is compared is a SAM row beside its base, by their names."""
         return all(row.startswith(f"{base}+") for row, base in self.section.base_of.items())
 
-    def _is_plain(self, row: str) -> bool:
+    def is_plain(self, row: str) -> bool:
         """Return whether a row is no variant, as SAM is, of a row of the same base optimizer."""
         base = self.section.base_of.get(row)
         return base is None or not self._share_base(row, base)

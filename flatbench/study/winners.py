@@ -13,8 +13,8 @@ from flatbench import __version__
 from flatbench.errors import UsageError
 from flatbench.files import write_atomically
 from flatbench.protocols.protocol import Protocol
-from flatbench.protocols.reading import file_of
-from flatbench.protocols.tuning import is_key
+from flatbench.protocols.reading import PERTURBATION, file_of
+from flatbench.protocols.tuning import is_key, is_of_method
 from flatbench.study.trials import tuning_of
 from flatbench.study.tune import Tuned
 
@@ -98,8 +98,8 @@ def _set(table: dict[str, Any], tuned: Tuned, row: str) -> None:
         change = changes.pop(architecture, {})
         _shorten(change)
         for name in tuning_of(tuned.protocol).space[row]:  # what stood there was tuned elsewhere
-            change.pop(name, None)
-            change.get("options", {}).pop(name, None)
+            for place in (change, change.get("options", {}), change.get("perturbation", {})):
+                place.pop(name, None)
         values = _values(tuned, row, architecture)
         _merge(change, values if values != shared else {})
         change = {key: value for key, value in change.items() if value != {}}
@@ -110,9 +110,10 @@ def _set(table: dict[str, Any], tuned: Tuned, row: str) -> None:
 
 
 def _shorten(table: dict[str, Any]) -> None:
-    """Put the long form of rho, adaptive and eta into the short one, which overrides can change."""
-    long_form = table.pop("perturbation", {})
-    table.update({key: value for key, value in long_form.items() if key != "method"})
+    """Put SAM's long form of rho, adaptive and eta into the short one."""
+    if table.get("perturbation", {}).get("method") == "sam":
+        long_form = table.pop("perturbation")
+        table.update({key: value for key, value in long_form.items() if key != "method"})
 
 
 def _values(tuned: Tuned, row: str, architecture: str) -> dict[str, Any]:
@@ -120,24 +121,25 @@ def _values(tuned: Tuned, row: str, architecture: str) -> dict[str, Any]:
     best = tuned.best(row, architecture)
     assert best is not None
     found: dict[str, Any] = {}
+    its_row = tuned.protocol.optimizers[row]
     for name, value in copy.deepcopy(dict(best.values)).items():
-        into = (
-            found
-            if is_key(tuned.protocol.optimizers[row], name)
-            else found.setdefault("options", {})
-        )
+        in_long_form = its_row.method is not None and name in PERTURBATION
+        if is_of_method(its_row, name) or in_long_form:
+            into = found.setdefault("perturbation", {})
+        else:
+            into = found if is_key(its_row, name) else found.setdefault("options", {})
         into[name] = list(value) if isinstance(value, tuple) else value
     return found
 
 
 def _merge(table: dict[str, Any], values: dict[str, Any]) -> None:
-    """Put values into a row's table; an option replaces its short form, and is merged."""
+    """Put values into a row's table; an option replaces its short form, tables are merged."""
     options = values.get("options", {})
     for name in options:
         table.pop(name, None)
     for name, value in values.items():
-        if name == "options":
-            table.setdefault("options", {}).update(value)
+        if name in ("options", "perturbation"):
+            table.setdefault(name, {}).update(value)
         else:
             table.get("options", {}).pop(name, None)
             table[name] = value

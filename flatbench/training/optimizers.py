@@ -8,7 +8,7 @@ recipe's groups, or on others of the same form, such as the small ones of
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,8 +19,21 @@ from torch.optim.optimizer import Optimizer
 from flatbench import components
 from flatbench.components import Component
 from flatbench.errors import UsageError
-from flatbench.optim import SAM
+from flatbench.optim import (
+    GSAM,
+    SAM,
+    FriendlySAM,
+    HalfSteps,
+    LateSAM,
+    LookSAM,
+    MicroBatchSAM,
+    MomentumSAM,
+    NormalizationSAM,
+    PeriodicSAM,
+    normalization_parameters,
+)
 from flatbench.optim.base import SAMS_OWN, is_torchs, prefer_fused
+from flatbench.protocols import methods
 from flatbench.protocols.cases import Case
 from flatbench.protocols.protocol import Row
 from flatbench.protocols.schema import quoted
@@ -42,6 +55,8 @@ class Recipe:
         rule: the row's own optimizer and options.
         groups: the parameter groups, without an optimizer of their own.
         rules: one a group: the row's, or that of the group's own optimizer.
+        normalization: places of normalisation layers' parameters: group, and number in it.
+        steps: how many steps the training has.
     """
 
     row: Row
@@ -49,6 +64,8 @@ class Recipe:
     rule: Rule
     groups: list[Group]
     rules: list[Rule]
+    normalization: frozenset[tuple[int, int]] = frozenset()
+    steps: int = 0
 
     @property
     def is_ours(self) -> bool:
@@ -56,8 +73,13 @@ class Recipe:
         return self.row.optimizer in OURS and self.row.groups is None
 
 
-def recipe(case: Case, model: nn.Module) -> Recipe:
+def recipe(case: Case, model: nn.Module, steps: int) -> Recipe:
     """Resolve and check a row's optimizer, its options and its groups.
+
+    Args:
+        case: whose row.
+        model: the network, on whose parameters it is going to be made.
+        steps: how many steps the training has, all epochs together.
 
     Raises:
         UsageError: something that the row names is not there, an option is unknown or missing, or
@@ -74,7 +96,8 @@ def recipe(case: Case, model: nn.Module) -> Recipe:
         _check_names(rule)
     if row.groups is None:
         groups: list[Group] = [{"params": list(model.parameters())}]
-        return Recipe(row, where, rule, groups, [rule])
+        layers = _normalization(model, groups, row, where)
+        return Recipe(row, where, rule, groups, [rule], layers, steps)
     where_groups = f"{where}.groups"
     function = components.find(row.groups, folder, {}, where_groups)
     groups = _checked(
@@ -96,7 +119,28 @@ def recipe(case: Case, model: nn.Module) -> Recipe:
         rules.append(_rule(own, options, where_group))
         if row.rho is not None:
             _check_names(rules[-1])
-    return Recipe(row, where, rule, groups, rules)
+    layers = _normalization(model, groups, row, where)
+    return Recipe(row, where, rule, groups, rules, layers, steps)
+
+
+def _normalization(
+    model: nn.Module, groups: Sequence[Group], row: Row, where: str
+) -> frozenset[tuple[int, int]]:
+    """Return where in the groups the parameters of normalisation layers are.
+
+    Raises:
+        UsageError: the row's method perturbs them alone, and there is none.
+    """
+    own = set(normalization_parameters(model))
+    found = frozenset(
+        (i, k) for i, group in enumerate(groups) for k, p in enumerate(group["params"]) if p in own
+    )
+    if isinstance(row.method, methods.Normalization) and not found:
+        raise UsageError(
+            f'{where}.perturbation: method = "sam-on" needs a network with normalisation layers, '
+            f"{type(model).__name__} has none"
+        )
+    return found
 
 
 def _options(row: Row) -> dict[str, Any]:
@@ -179,7 +223,7 @@ def make(recipe: Recipe, groups: Sequence[Group], *, perturbs: bool = True) -> O
         base = swift[recipe.rule]
     row = recipe.row
     if row.rho is not None and perturbs:
-        base = _perturbed(base, row)
+        base = _perturbed(base, recipe, groups)
     made = base.made(groups)
     if not isinstance(made, Optimizer):
         raise UsageError(
@@ -189,11 +233,42 @@ def make(recipe: Recipe, groups: Sequence[Group], *, perturbs: bool = True) -> O
     return made
 
 
-def _perturbed(base: Rule, row: Row) -> Rule:
-    """Return the rule of SAM over a base."""
-    own: dict[str, Any] = {"rho": row.rho, "adaptive": row.adaptive, "eta": row.eta}
-    sam = functools.partial(SAM, base_optimizer=base.component.target, **own)
-    return replace(base, component=replace(base.component, target=sam))
+def _perturbed(base: Rule, recipe: Recipe, groups: Sequence[Group]) -> Rule:
+    """Return the rule of a row's method of the SAM family over a base."""
+    row = recipe.row
+    cls, own = _method(recipe, groups)
+    own["rho"] = row.rho
+    if cls is not MomentumSAM:
+        own |= {"adaptive": row.adaptive, "eta": row.eta}
+    made = functools.partial(cls, base_optimizer=base.component.target, **own)
+    return replace(base, component=replace(base.component, target=made))
+
+
+def _method(  # noqa: PLR0911 - one return for each method
+    recipe: Recipe, groups: Sequence[Group]
+) -> tuple[Callable[..., HalfSteps], dict[str, Any]]:
+    """Return the class of a row's method, and what it is made with beside rho."""
+    match recipe.row.method:
+        case None:
+            return SAM, {}
+        case methods.Periodic(interval=interval):
+            return PeriodicSAM, {"interval": interval}
+        case methods.Late(part=part):
+            return LateSAM, {"start_step": round((1 - part) * recipe.steps)}
+        case methods.Momentum():
+            return MomentumSAM, {}
+        case methods.Friendly(sigma=sigma, lmbda=lmbda):
+            return FriendlySAM, {"sigma": sigma, "lmbda": lmbda}
+        case methods.Normalization():
+            only = [groups[i]["params"][k] for i, k in recipe.normalization]
+            return NormalizationSAM, {"only": only}
+        case methods.GSAM(alpha=alpha, rho_min=rho_min):
+            return GSAM, {"alpha": alpha, "rho_min": rho_min}
+        case methods.LookSAM(interval=interval, alpha=alpha):
+            return LookSAM, {"interval": interval, "alpha": alpha}
+        case methods.MicroBatch():
+            return MicroBatchSAM, {}
+    raise AssertionError(recipe.row.method)
 
 
 def _swift(rule: Rule, groups: list[Group], on_cuda: bool) -> Rule:
@@ -218,7 +293,9 @@ def why_no_graph(optimizer: Optimizer) -> str | None:
     Those that are captured are torch's own, where torch says that they can be, and our SAM over
     those of them whose step reads on the device whether it is to be skipped.
     """
-    if isinstance(optimizer, SAM):
+    if isinstance(optimizer, HalfSteps):
+        if type(optimizer) is not SAM:
+            return f"a step of {type(optimizer).__name__} can't be captured: SAM's alone can"
         base = optimizer.base_optimizer
         if type(base) in OURS.values() and _is_capturable(base):
             return None

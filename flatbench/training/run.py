@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flatbench import data
-from flatbench.optim import SAM
+from flatbench.optim import HalfSteps
 from flatbench.protocols.cases import Case
 from flatbench.records.record import Epoch
 from flatbench.training.task import Task
@@ -72,7 +72,7 @@ def snapshot(run: Run) -> Callable[[], None]:
     state = _on_cpu(run.optimizer.state_dict())
 
     def put_back() -> None:
-        if isinstance(run.optimizer, SAM):
+        if isinstance(run.optimizer, HalfSteps):
             run.optimizer.restore()  # of what was saved a step ago: the next lines overwrite it
         run.optimizer.zero_grad()
         run.model.load_state_dict(weights)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from flatbench import data, models
 from flatbench.components import in_one_line
 from flatbench.errors import UsageError
-from flatbench.optim import SAM
+from flatbench.optim import HalfSteps
 from flatbench.protocols.cases import Case
 from flatbench.protocols.protocol import LOSS
 from flatbench.records import provenance
@@ -34,8 +34,10 @@ class Built:
     why_not_resumable: str | None
 
 
-def build_optimizer(case: Case, model: nn.Module) -> Built:
+def build_optimizer(case: Case, model: nn.Module, steps: int) -> Built:
     """Return the optimizer of a case's row on a model's parameters.
+
+    ``steps`` is how many it is going to take, all epochs together.
 
     Many an optimizer views a weight or its gradient as one flat vector (LBFGS), which it can't do
     with convolutions in channels_last. For one that does not step so the weights become contiguous.
@@ -43,7 +45,7 @@ def build_optimizer(case: Case, model: nn.Module) -> Built:
     Raises:
         UsageError: it cannot be built as the row says, or it can't be told how it steps.
     """
-    recipe = optimizers.recipe(case, model)
+    recipe = optimizers.recipe(case, model, steps)
     try:
         kind = stepping.find(recipe)
     except UsageError:
@@ -58,6 +60,12 @@ def build_optimizer(case: Case, model: nn.Module) -> Built:
     elif not stepping.follows_rates(recipe, kind):
         optimizers.check_schedule(case, recipe, "does not follow the lr of its param_groups")
     return Built(made, kind, rates, stepping.why_not_resumable(recipe, kind))
+
+
+def steps_of(case: Case, dataset: data.DataSet) -> int:
+    """Return how many steps a case takes, all epochs together."""
+    size = case.protocol.training.batch_size
+    return case.epochs * data.batch_count(len(dataset.train.labels), size)
 
 
 def check(cases: Iterable[Case], datasets: Mapping[int, data.DataSet]) -> None:
@@ -76,7 +84,8 @@ def check(cases: Iterable[Case], datasets: Mapping[int, data.DataSet]) -> None:
             cell = (id(case.protocol), case.architecture, case.optimizer)
             if cell not in checked:
                 checked.add(cell)
-                build_optimizer(case, build_model(case, datasets[id(case.protocol)]))
+                dataset = datasets[id(case.protocol)]
+                build_optimizer(case, build_model(case, dataset), steps_of(case, dataset))
 
 
 def prepare(case: Case, dataset: data.DataSet) -> Run:
@@ -85,7 +94,7 @@ def prepare(case: Case, dataset: data.DataSet) -> Run:
     images = dataset.train.images
     components = identity.sources(case)
     model = build_model(case, dataset)
-    built = build_optimizer(case, model)
+    built = build_optimizer(case, model, steps_of(case, dataset))
     precision = settings.training.precision
     if precision == "auto":
         precision = "bf16" if devices.has_fast_bf16(where) else "fp32"
@@ -121,7 +130,7 @@ def prepare(case: Case, dataset: data.DataSet) -> Run:
 
 def why_no_graph(run: Run) -> str | None:
     """Return in one line why a run's steps are not captured in a CUDA graph, or None."""
-    if run.stepping != "plain" and not isinstance(run.optimizer, SAM):
+    if run.stepping != "plain" and not isinstance(run.optimizer, HalfSteps):
         return f"{run.case.row.optimizer} evaluates gradients by a closure of its own"
     return optimizers.why_no_graph(run.optimizer)
 
@@ -254,7 +263,7 @@ def training_labels(case: Case, dataset: data.DataSet) -> Tensor:
 
 
 def _after_capture(run: Run) -> None:
-    if isinstance(run.optimizer, SAM):
+    if isinstance(run.optimizer, HalfSteps):
         run.optimizer.sync_hyperparameters()  # and where the graph's gradients are
 
 

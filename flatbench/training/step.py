@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from flatbench import data
-from flatbench.optim import SAM
+from flatbench.optim import SAM, MicroBatchSAM
 from flatbench.protocols.cases import Case
+from flatbench.protocols.methods import MicroBatch
 from flatbench.protocols.protocol import Sharpness
 from flatbench.training.run import Run
 from flatbench.training.stepping import Passes, take
@@ -67,8 +69,10 @@ def take_step(run: Run, batch: Tensor) -> Tensor:
     images = run.dataset.normalise(data.augment(run.images, batch, kind, size, run.crops))
     labels = run.labels[batch]
     optimizer = run.optimizer
-    # our SAM takes the norm itself, and where it is the one to record there is no need of another
-    measured = isinstance(optimizer, SAM) and (row.adaptive, row.eta) == (rule.adaptive, rule.eta)
+    if isinstance(optimizer, MicroBatchSAM):
+        return _take_by_parts(run, optimizer, images, labels)
+    # SAM takes the norm itself, and where it is the one to record there is no need of another
+    measured = type(optimizer) is SAM and (row.adaptive, row.eta) == (rule.adaptive, rule.eta)
     norms: list[Tensor] = []
 
     def after_first() -> None:
@@ -83,14 +87,56 @@ def take_step(run: Run, batch: Tensor) -> Tensor:
         assert isinstance(optimizer, SAM)
         norms.append(optimizer.gradient_norm)
     run.model.zero_grad()
-    loss = passes.loss.double()
+    return _sums(run, [passes], [len(labels)], labels, norms[0])
+
+
+def _take_by_parts(run: Run, optimizer: MicroBatchSAM, images: Tensor, labels: Tensor) -> Tensor:
+    """Take a step whose perturbations are those of a batch's parts, and return `_sums`.
+
+    The norm is that of the whole batch's gradient, which is put together for it.
+    """
+    assert isinstance(run.case.row.method, MicroBatch)
+    parts = data.parts(len(labels), run.case.row.method.m)
+    sizes = [part.stop - part.start for part in parts]
+    whole: dict[Tensor, Tensor] = {}
+
+    def add(share: float) -> None:
+        for p in run.model.parameters():
+            if p.grad is not None:
+                whole[p] = whole[p].add(p.grad, alpha=share) if p in whole else share * p.grad
+
+    def passes_over(part: slice, size: int) -> Passes:
+        return Passes(
+            run.model,
+            lambda: batch_loss(run, images[part], labels[part]),
+            lambda: add(size / len(labels)),
+        )
+
+    passes = [passes_over(part, size) for part, size in zip(parts, sizes, strict=True)]
+    optimizer.step_parts(passes, sizes)
+    for p in run.model.parameters():
+        p.grad = whole.get(p)
+    norm = gradient_norm(run.model, run.case.protocol.sharpness)
+    run.model.zero_grad()
+    return _sums(run, passes, sizes, labels, norm)
+
+
+def _sums(
+    run: Run, passes: Sequence[Passes], sizes: Sequence[int], labels: Tensor, norm: Tensor
+) -> Tensor:
+    """Return what `take_step` does, of passes over a batch's parts of these sizes."""
+    zero = torch.zeros((), dtype=torch.float64, device=labels.device)
+    losses = [part.loss.double() * size for part, size in zip(passes, sizes, strict=True)]
+    evaluations = [part.count * size for part, size in zip(passes, sizes, strict=True)]
+    outputs = passes[0].outputs if len(passes) == 1 else torch.cat([p.outputs for p in passes])
+    later = [loss.double() for part in passes for loss in part.later]
     return torch.stack(
         [
-            loss * len(labels),
-            run.task.metric_sum(passes.outputs, labels).double(),
-            norms[0].double(),
-            torch.full_like(loss, passes.count),
-            torch.stack([torch.zeros_like(loss), *passes.later]).sum(),
+            torch.stack(losses).sum(),
+            run.task.metric_sum(outputs, labels).double(),
+            norm.double(),
+            zero + sum(evaluations) / len(labels),
+            torch.stack([zero, *later]).sum(),
         ]
     )
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from flatbench import data
 from flatbench.files import write_atomically
-from flatbench.optim import SAM
+from flatbench.optim import HalfSteps
 from flatbench.protocols.cases import Case
 from flatbench.records import provenance
 from flatbench.records.record import Epoch, Record, of_case
@@ -293,7 +293,7 @@ def _epoch(run: Run, number: int) -> Epoch:
 
 def _skipped_steps(run: Run) -> Tensor:
     """Return how many steps SAM has skipped since it was made, 0-d, where the run is."""
-    if isinstance(run.optimizer, SAM):
+    if isinstance(run.optimizer, HalfSteps):
         return run.optimizer.skipped_steps
     return torch.zeros((), dtype=torch.int64, device=run.where)
 

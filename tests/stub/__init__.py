@@ -50,7 +50,7 @@ class Launch:
     grid: int
     threads: int
     shared_bytes: int
-    arguments: dict[str, int]  # by parameter: an address or a number
+    arguments: dict[str, float]  # by parameter: an address or a number
     constants: dict[str, Any]  # what the launched binary was compiled with
     types: dict[str, str]  # Triton's, of each parameter
 
@@ -111,7 +111,7 @@ def _described(handle, launch, values):
     kernel, compiled = _compiled(handle)
     constants = {kernel.arg_names[path[0]]: v for path, v in compiled.src.constants.items()}
     types = {name: t for name, t in compiled.src.signature.items() if t != "constexpr"}
-    numbers = {"i32": ctypes.c_int32, "i64": ctypes.c_int64}
+    numbers = {"i32": ctypes.c_int32, "i64": ctypes.c_int64, "fp32": ctypes.c_float}
     arguments = {}
     passed = (name for name in types if name not in constants)
     for place, name in enumerate(passed):
