@@ -423,7 +423,7 @@ class Interrupted(BaseException):
     """What Ctrl-C raises is no Exception either."""
 
 
-@pytest.fixture(params=["fsync", "chmod", "replace", "fdopen"])
+@pytest.fixture(params=["fsync", "replace", "fdopen"])
 def interrupted(request, monkeypatch):
     def interrupt(*arguments):
         raise Interrupted

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flatbench.components import in_one_line
+from flatbench import npz
 from flatbench.data.arrays import Given, examples
 from flatbench.data.dataset import Examples
 from flatbench.errors import UsageError
@@ -31,9 +31,7 @@ def read(path: Path) -> tuple[Examples, Examples | None]:
     """
     if not path.is_file():
         raise UsageError(f"data.source.npz: there is no file {path}")
-    if not zipfile.is_zipfile(path):
-        raise UsageError(f"{path}: is not an .npz file, or a truncated one")
-    arrays = _arrays(path)
+    arrays = npz.read(path, lambda found: _layout(path, found))
     parts = [
         Given(arrays[inputs], _flat(arrays[targets]), f"{path}: {inputs}", f"{path}: {targets}")
         for inputs, targets in zip(list(arrays)[::2], list(arrays)[1::2], strict=True)
@@ -48,27 +46,9 @@ def _flat(targets: NDArray[Any]) -> NDArray[Any]:
     return targets[:, 0] if is_column and np.issubdtype(targets.dtype, np.integer) else targets
 
 
-def _arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """Return the arrays by their names, in the order of the layout that the file has."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            names = next((names for names in LAYOUTS if set(names) <= set(file.files)), ())
-            found = file.files
-            # Python objects are code, and are not read
-            arrays = {name: _array(file, name, path) for name in names}
-    except UsageError:
-        raise
-    except Exception as error:
-        raise UsageError(f"{path}: cannot be read: {in_one_line(error)}") from error
-    if not arrays:
-        layouts = "; or ".join(", ".join(names) for names in LAYOUTS)
-        raise UsageError(f"{path}: must hold {layouts}; got {', '.join(found) or 'no array'}")
-    return arrays
-
-
-def _array(file: Any, name: str, path: Path) -> NDArray[Any]:
-    try:
-        array: NDArray[Any] = file[name]
-    except Exception as error:
-        raise UsageError(f"{path}: {name}: cannot be read: {in_one_line(error)}") from error
-    return array
+def _layout(path: Path, found: Sequence[str]) -> tuple[str, ...]:
+    for names in LAYOUTS:
+        if set(names) <= set(found):
+            return names
+    layouts = "; or ".join(", ".join(names) for names in LAYOUTS)
+    raise UsageError(f"{path}: must hold {layouts}; got {', '.join(found) or 'no array'}")

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from flatbench import files
 from flatbench.errors import UsageError
-from flatbench.files import write_atomically
 from flatbench.protocols.protocol import Protocol
 from flatbench.protocols.reading import available, load
 from flatbench.protocols.schema import Check, Reader
@@ -185,7 +185,7 @@ def write_thresholds(path: Path, thresholds: Thresholds) -> None:
             f"\n[pairs.{_toml(architecture)}.{_toml(row)}]  # {says}",
             *(f"{k} = {_toml(getattr(pair, k))}" for k in ("base", "n", "mean", "std", "limit")),
         ]
-    write_atomically(path, ("\n".join(lines) + "\n").encode())
+    files.write_atomically(path, ("\n".join(lines) + "\n").encode())
 
 
 def _toml(value: object) -> str:
@@ -206,9 +206,7 @@ def read_thresholds(path: Path) -> Thresholds:
             or of the wrong type.
     """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
+        table = tomllib.loads(files.read(path).decode("utf-8"))
     except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, or too long or deep
         raise UsageError(f"{path}: is not TOML: {error}") from None
     reader = Reader(path)

@@ -14,7 +14,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from flatbench import components
+from flatbench import components, files
 from flatbench.errors import UsageError
 from flatbench.models import ARCHITECTURES
 from flatbench.protocols import tuning
@@ -75,9 +75,7 @@ def load(name_or_path: str) -> Protocol:
     if not NAME.fullmatch(path.stem):
         raise UsageError(f"{path}: file name {path.stem!r} must be {NAME_MUST_BE}")
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
+        table = tomllib.loads(files.read(path).decode("utf-8"))
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: is not UTF-8: {error.reason} at byte {error.start}") from None
     except (ValueError, RecursionError) as error:  # TOMLDecodeError, or too long or deep

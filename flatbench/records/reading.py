@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import gzip
 import json
 import math
 import types
 import typing
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from flatbench import files
 from flatbench.errors import UsageError
 from flatbench.protocols.schema import Check, Reader
 from flatbench.records.record import SCHEMA_VERSION, Epoch, Record
@@ -91,11 +90,8 @@ def read(path: Path) -> list[Record]:
         UsageError: the file cannot be read, is not JSON, or a record in it is not valid.
     """
     try:
-        table = json.loads(_text(path), parse_constant=_refuse_constant)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UsageError(f"{path}: is not a whole gzip file: {error}") from None
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
+        text = files.read(path, files.RECORDS).decode("utf-8")
+        table = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, a bare NaN, or too deep
         raise UsageError(f"{path}: is not JSON: {error}") from None
     if not isinstance(table, dict):
@@ -114,13 +110,6 @@ def read(path: Path) -> list[Record]:
         if "record" in extra:
             records.append(from_json(extra["record"], f"{path}: benchmarks[{i}]"))
     return records
-
-
-def _text(path: Path) -> str:
-    content = path.read_bytes()
-    if path.suffix == ".gz":
-        content = gzip.decompress(content)
-    return content.decode("utf-8")
 
 
 def read_one(path: Path) -> Record:
@@ -156,8 +145,8 @@ def collect(paths: Iterable[Path]) -> list[Record]:
         seen.append(str(path))
         folder = path / "records" if (path / "records").is_dir() else path
         is_folder = folder.is_dir()
-        files = sorted(folder.glob("*.json"), key=lambda f: f.name) if is_folder else [path]
-        for file in files:
+        found = sorted(folder.glob("*.json"), key=lambda f: f.name) if is_folder else [path]
+        for file in found:
             records += read(file)
     if not records:
         raise UsageError(f"{', '.join(seen) or 'no path'}: holds no record")
