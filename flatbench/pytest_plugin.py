@@ -107,6 +107,8 @@ def _read(config: pytest.Config) -> None:
     from flatbench.protocols.cases import grid
     from flatbench.protocols.reading import load
 
+    if not config.pluginmanager.has_plugin("benchmark"):
+        raise UsageError("pytest-benchmark must be there, got -p no:benchmark")
     settings = load(_option(config, "protocol"))
     config.stash[PROTOCOL] = settings
     config.stash[HELD], config.stash[NOTES] = [], []

@@ -119,8 +119,20 @@ def test_more_seeds_than_anybody_trains():
             "--points must be a whole number of at least 2, got 1",
         ),
         (
+            ["landscape", "digits/vgg16/sgd/seed0", "--points", "1001"],
+            "--points must be at most 1,000,000 in all, got 1,001 along each axis",
+        ),
+        (
+            ["landscape", "digits/vgg16/sgd/seed0", "--points", "1000000001", "--dimensions", "1"],
+            "--points must be at most 1,000,000 in all, got 1,000,000,001",
+        ),
+        (
+            ["landscape", "digits/vgg16/sgd/seed0", "--span", "1e308"],
+            "--span must be a number above 0, at most 1,000,000, got 1e+308",
+        ),
+        (
             ["landscape", "digits/vgg16/sgd/seed0", "--span", "nan"],
-            "--span must be a finite number above 0, got nan",
+            "--span must be a number above 0, at most 1,000,000, got nan",
         ),
         (
             ["landscape", "digits/vgg16/sgd/seed0", "--seed", "-1"],

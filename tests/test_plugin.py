@@ -65,6 +65,15 @@ def test_a_mistake_in_an_option_bothers_nobody_who_does_not_run_the_grid(reposit
     assert "Traceback" not in done.stdout + done.stderr
 
 
+def test_without_pytest_benchmark_one_line_says_so_before_anything_trains(repository):
+    chosen = ("-p", "no:benchmark", "--flatbench-protocol", "tiny.toml")
+    done = run(repository, "bench_mine.py", *chosen)
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "ERROR: pytest-benchmark must be there, got -p no:benchmark" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert run(repository, "test_theirs.py", *chosen[:2]).returncode == 0
+
+
 def test_one_line_collects_the_grid_in_the_order_that_it_needs(repository):
     """Whatever the order of their import: what is of all records comes after all cases."""
     names = ("test_gate", "test_against", "test_generalization")

@@ -10,7 +10,7 @@ from flatbench.protocols.reading import load
 from flatbench.records.quantities import quantity
 from flatbench.records.sections import sections
 from flatbench.report import chapters, render
-from flatbench.text import decimals, markdown_text, number, plain, ranges
+from flatbench.text import decimals, latex_text, markdown_text, number, plain, ranges
 from flatbench.training.measuring import MEASURES
 from tests.synthetic import grid, record
 
@@ -153,6 +153,20 @@ def test_set_ups_that_differ_are_all_named():
 def test_plain_is_one_printable_line():
     assert plain("a\nb\u202ec\té") == "a\\nb\\u202ec\\té"
     assert markdown_text("adam_2x _i_") == "adam_2x \\_i\\_"
+
+
+def test_names_make_no_mention_and_no_link():
+    """GitHub tells a person who is named, and links what looks like an address."""
+    assert markdown_text("a@example") == "a@<!-- -->example"
+    assert markdown_text("@team") == "@<!-- -->team"
+    assert markdown_text("https://a.b and WWW.a.b") == "https:<!-- -->//a.b and WWW.<!-- -->a.b"
+    assert markdown_text("torch.optim:SGD, 1:2") == "torch.optim:SGD, 1:2"
+
+
+def test_a_row_of_latex_is_no_option_of_the_row_before():
+    for name in ("[1cm]", "*"):
+        assert latex_text(name) == f"{{}}{name}"
+    assert latex_text("a[1]*") == "a[1]*"
 
 
 @pytest.mark.parametrize(

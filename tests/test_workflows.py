@@ -158,6 +158,8 @@ def test_all_steps_in_turn(runner):
     assert ran.returncode == 0, ran.stdout + ran.stderr
     records = sorted(runner.tree.glob("baseline/tiny/records/*.json"))
     assert len(records) == 4
+    pinned = (runner.tree / "baseline" / "constraints.txt").read_text().splitlines()
+    assert f"torch=={metadata.version('torch')}" in pinned
     times = [path.stat().st_mtime_ns for path in records]
     assert runner("Train the baseline, if there is none").returncode == 0
     assert [path.stat().st_mtime_ns for path in records] == times  # there is one: left alone
@@ -276,19 +278,28 @@ def test_the_driver_is_the_oldest_that_the_cuda_of_torch_takes():
     assert int(read(GPU)["env"]["DRIVER"]) == oldest[torch.version.cuda.partition(".")[0]]
 
 
-def test_the_packages_go_into_an_environment_of_the_run(machine):
+@pytest.mark.parametrize(
+    ("has_baseline", "renew", "pinned"),
+    [(False, "false", ""), (True, "false", " -c baseline/constraints.txt"), (True, "true", "")],
+)
+def test_the_packages_go_into_an_environment_of_the_run(has_baseline, renew, pinned, machine):
+    """With the torch of the baseline, unless that is made anew."""
     log = machine.folder / "log"
     own = f'echo "$0 $*" >> {log}'
     machine.has(
         "python",
         f'{own}\nif [ "$2" = venv ]; then mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; fi',
     )
+    machine.environment["RENEW"] = renew
+    if has_baseline:
+        (machine.folder / "baseline").mkdir()
+        (machine.folder / "baseline" / "constraints.txt").write_text("torch==2.14.1\n")
     ran = machine("Install")
     assert ran.returncode == 0, ran.stderr
     made = machine.folder / "temp" / "venv"
     assert log.read_text().splitlines() == [
         f"{machine.programs / 'python'} -m venv {made}",
-        f"{made / 'bin' / 'python'} -m pip install -q -e .[dev]",
+        f"{made / 'bin' / 'python'} -m pip install -q -e .[dev]{pinned}",
     ]
     assert (machine.folder / "path").read_text() == f"{made / 'bin'}\n"
 

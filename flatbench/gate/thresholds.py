@@ -20,6 +20,7 @@ from flatbench.text import plain
 
 LEVEL, GRID_SEEDS = 0.999, 3  # of thresholds, unless it is said
 LEVELS = Check(lambda x: 0.5 < x < 1, "a number between 0.5 and 1")
+_MOST_LOG = 300  # logarithms whose numbers, added up and squared, are finite
 _TWO = Check(lambda x: x >= 2, "a whole number of at least 2")
 _ONE = Check(lambda x: x >= 1, "a whole number of at least 1")
 _NON_NEGATIVE = Check(lambda x: x >= 0, "a number of at least 0")
@@ -226,6 +227,12 @@ def read_thresholds(path: Path) -> Thresholds:
                 for measure, bound in bounds.items()
             },
         )
+    for (architecture, row), cell in cells.items():
+        for measure, bound in cell.bounds.items():
+            if bound.scale != "linear" and max(abs(bound.mean), bound.std) > _MOST_LOG:
+                at, found = f"cells.{architecture}.{row}.bounds.{measure}", (bound.mean, bound.std)
+                must_be = f"numbers of at most {_MOST_LOG} in size, of scale {bound.scale}"
+                raise reader.error(f"{at}: mean and std", found, must_be)
     pairs = {
         key: reader.read(PairThreshold, pair, f"{where}.")
         for key, where, pair in _nested(reader, table.pop("pairs", {}), "pairs")

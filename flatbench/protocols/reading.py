@@ -108,9 +108,7 @@ class _Reader(Reader):
             model=model,
             optimizers=rows,
             overrides=overrides,
-            sharpness=self.read(
-                Sharpness, self.table(given["sharpness"], "sharpness"), "sharpness."
-            ),
+            sharpness=self.sharpness(self.table(given["sharpness"], "sharpness")),
             reference=self._reference(given, model, rows),
             **self._plain(given),
         )
@@ -137,6 +135,13 @@ class _Reader(Reader):
         if parts.get("compare_with") == Path(self.source).stem:
             raise self.error("compare_with", parts["compare_with"], "the name of another protocol")
         return parts
+
+    def sharpness(self, table: dict[str, Any]) -> Sharpness:
+        found = self.read(Sharpness, table, "sharpness.")
+        if found.batchnorm == "train" and found.examples < 2:
+            must_be = 'at least 2 with batchnorm = "train": one example has no variance'
+            raise self.error("sharpness.examples", found.examples, must_be)
+        return found
 
     def _data(self, table: object) -> Data:
         table = dict(self.table(table, "data"))
@@ -365,7 +370,7 @@ def read_sharpness(table: dict[str, Any], source: str) -> Sharpness:
         UsageError: a value is out of range.
     """
     listed = {k: list(v) if isinstance(v, tuple) else v for k, v in table.items()}
-    return _Reader(source).read(Sharpness, listed, "sharpness.")
+    return _Reader(source).sharpness(listed)
 
 
 def read_row(table: dict[str, Any], name: str, source: str) -> Row:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import types
 import typing
 from collections.abc import Iterable
@@ -18,6 +19,9 @@ from flatbench.records.record import SCHEMA_VERSION, Epoch, Record
 
 _EPOCH = typing.get_type_hints(Epoch, include_extras=True)
 _REQUIRED = [f.name for f in dataclasses.fields(Epoch) if f.default is dataclasses.MISSING]
+
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def _parts(hint: Any) -> tuple[type, tuple[Check, ...]]:
@@ -92,6 +96,9 @@ def read(path: Path) -> list[Record]:
     try:
         text = files.read(path, files.RECORDS).decode("utf-8")
         table = json.loads(text, parse_constant=_refuse_constant)
+        if _SURROGATE.search(text):
+            # half of a pair is no character, and could be written nowhere
+            json.dumps(table, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, a bare NaN, or too deep
         raise UsageError(f"{path}: is not JSON: {error}") from None
     if not isinstance(table, dict):
