@@ -201,6 +201,20 @@ def test_no_text_of_a_figure_is_clipped_or_overlaps(architectures, means, name):
         assert wide <= 1 or high <= 1, (one, other)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["cost", "price", "outcome-sam_sharpness", "test_accuracy"])
+def test_a_long_legend_leaves_the_panels_their_height(name):
+    means = {f"an-optimizer-of-mine-{i}": 80.0 + i / 2 for i in range(14)}
+    heights = []
+    for part in (4, 14):
+        some = dict([*means.items()][:part])
+        records = grid(epochs=3, architectures=("resnet18",), means=some)
+        figure = figures.draw(Numbers(section_of(records)), name)
+        figure.draw_without_rendering()
+        heights.append(figure.axes[0].get_window_extent().height / figure.dpi)
+    assert heights[1] > 0.9 * heights[0]
+
+
 def test_epochs_are_whole_numbers():
     axes = figures.curves(section_of(grid(epochs=3))).axes[0]
     ticks = axes.xaxis.get_major_locator().tick_values(*axes.get_xlim())

@@ -18,6 +18,7 @@ PUBLISHED = sorted(path.parent.name for path in RESULTS.glob("*/benchmark.json")
 # of each report: the sentences that open it, and the measures that are ranked with test accuracy
 SENTENCES = {"digits": 12, "digits-vit": 8, "fashion": 12}
 MEASURES = {"digits": 9, "digits-vit": 9, "fashion": 11}
+IN_README = [name for name in PUBLISHED if name != "family"]  # that one's page is docs/optim.md
 
 
 def rendered(*files):
@@ -69,13 +70,13 @@ def section(name):
         published: next(
             i for i, line in enumerate(lines) if f"(results/{published}/report.md)" in line
         )
-        for published in PUBLISHED
+        for published in IN_README
     }
     ends = [*begins.values(), lines.index("## Use")]
     return lines[begins[name] : min(i for i in ends if i > begins[name])]
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", IN_README)
 def test_its_sentences_are_those_that_open_the_report(name):
     made = report.render(reading.collect([RESULTS / name / "benchmark.json"])).splitlines()
     said = re.compile(r"\*\*At equal |- \S+ − \S+ on |- Flatness at ")
@@ -84,7 +85,7 @@ def test_its_sentences_are_those_that_open_the_report(name):
     assert len(shown) == SENTENCES[name]
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", IN_README)
 def test_it_says_how_the_measures_rank_all_runs(name):
     """Kendall's τ of every measure with test accuracy."""
     records = reading.collect([RESULTS / name / "benchmark.json"])
@@ -100,6 +101,44 @@ def test_it_says_how_the_measures_rank_all_runs(name):
     low, high = (f"{end(tau for tau, _, _ in found):+.2f}".replace("-", "−") for end in (min, max))
     between = f"Kendall's τ lies between {low} and {high}, with intervals that hold zero"
     assert between in " ".join(" ".join(section(name)).split())
+
+
+def test_what_the_page_of_the_family_says_is_what_was_found():
+    page = (ROOT / "docs" / "optim.md").read_text()
+    whole = page[page.index("## Does it pay?") : page.index("## Fused")]
+    records = reading.collect([RESULTS / "family" / "benchmark.json"])
+    made = report.render(records).splitlines()
+    lines = whole.splitlines()
+    said = re.compile(r"\||- \S+ − \S+ on |\*\*At equal|- Flatness")
+    shown = [line for line in lines if said.match(line)]
+    assert len(shown) == 14 + 11 + 1
+    assert [line for line in shown if line not in made] == []
+    text = " ".join(whole.split())
+    for name, count in (("sgd", 195), ("sgd+momentum-sam", 195)):
+        assert {r.gradient_evaluations for r in records if r.optimizer == name} == {count}
+    others = {r.gradient_evaluations for r in records if r.gradient_evaluations != 195}
+    assert others == {390}
+    assert "All rows take 390 gradients" in text
+    words = "\n".join(made)
+    told = re.findall(r"^- (\S+) − (\S+) on .*: \*\*(more|less) accurate\*\*$", words, re.MULTILINE)
+    assert set(told) == {
+        ("sgd+momentum-sam", "sgd", "more"),
+        ("sgd+sam-on", "sgd", "more"),
+        ("sgd+late-sam", "sgd-2x", "less"),
+    }
+    times = re.findall(r"^\| (\S+) − \S+ .* ([\d.]+)× \|$", words, re.MULTILINE)
+    longest = {name: float(ratio) for name, ratio in times}
+    assert f"took {longest.pop('sgd+micro-batch-sam')} times as long" in text
+    assert max(longest.values()) <= 1.13
+    rows = {r.optimizer for r in records} - {"sgd", "sgd+momentum-sam", "sgd+late-sam"}
+    means = [statistics.mean(r.test_accuracy for r in records if r.optimizer == x) for x in rows]
+    assert max(means) - min(means) < 1.4
+    taus = re.findall(r"\| ([+−][\d.]+) \(95 %: ([+−][\d.]+) to ([+−][\d.]+); n = 72", words)
+    assert len(taus) == 9
+    apart = [tau for tau in taus if tau[1][0] == tau[2][0]]
+    assert len(apart) == 2
+    for tau, low, high in apart:
+        assert f"{tau}, from {low} to {high}" in text
 
 
 def test_what_it_says_of_training_accuracy_on_the_transformer_is_what_was_recorded():
@@ -164,6 +203,19 @@ def test_its_speed_is_that_of_the_committed_benchmarks():
     assert f"{min(sam):.1f} to {max(sam):.1f} times with SAM" in text
     assert f"{min(asam):.1f} to {max(asam):.1f} times with ASAM" in text
     assert f"moves {min(shares):.0f} to {max(shares):.0f} % of the bytes" in text
+
+
+def test_the_speed_of_the_family_is_that_of_the_committed_benchmark():
+    table = json.loads((RESULTS / "speed" / "family.json").read_text())
+    ratios = {
+        b["name"]: b["extra_info"]["ratio_to_per_tensor"]
+        for b in table["benchmarks"]
+        if b["name"].endswith("-eager]")
+    }
+    assert len(ratios) == 12
+    page = " ".join((ROOT / "docs" / "optim.md").read_text().split())
+    assert f"done {min(ratios.values()):.1f} to {max(ratios.values()):.1f} times as fast" in page
+    assert "sgd-looksam" in min(ratios, key=ratios.__getitem__)
 
 
 def test_its_host_time_is_that_of_the_committed_benchmark():

@@ -18,8 +18,12 @@ FloatArray = npt.NDArray[np.float64]
 
 
 def width_of(section: Section) -> float:
-    """Return how wide a figure of one panel an architecture is: two are as wide as a page."""
-    return style.PAGE / 2 * min(len(section.architectures), 4)
+    """Return how wide a figure of one panel an architecture is: two are as wide as a page.
+
+    So is one of many rows, whose legend needs the room.
+    """
+    fewest = 2 if len(section.optimizers) > 6 else 1
+    return style.PAGE / 2 * min(max(len(section.architectures), fewest), 4)
 
 
 def side_by_side(section: Section, *, sharey: bool) -> tuple[Figure, list[Axes]]:
@@ -30,7 +34,10 @@ def side_by_side(section: Section, *, sharey: bool) -> tuple[Figure, list[Axes]]
 
 
 def legend(figure: Figure, panels: Sequence[Axes]) -> None:
-    """Add one legend for all panels below them, in as many columns as the figure has room for."""
+    """Add one legend for all panels below them, in as many columns as the figure has room for.
+
+    The figure grows by what the legend has beyond one line, so that the panels keep their height.
+    """
     entries = {
         str(label): handle
         for axes in panels
@@ -46,6 +53,9 @@ def legend(figure: Figure, panels: Sequence[Axes]) -> None:
             columnspacing=1.6,
         )
         if columns == 1 or made.get_window_extent().width <= figure.bbox.width:
+            lines = -(-len(entries) // columns)
+            more = made.get_window_extent().height / figure.dpi * (1 - 1 / lines)
+            figure.set_figheight(figure.get_figheight() + more)
             break
         made.remove()
 
