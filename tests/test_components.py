@@ -162,6 +162,7 @@ def test_an_entry_point_comes_before_ours_and_after_an_explicit_reference(monkey
         ("./none.py:X", "there is no file "),
         ("./broken.py:X", "cannot be imported: SyntaxError: "),
         ("./raises.py:X", "cannot be imported: ValueError: no luck today"),
+        ("./ends.py:X", "cannot be imported: SystemExit: 3"),
     ],
 )
 def test_what_is_not_there_is_one_line(tmp_path, text, says):

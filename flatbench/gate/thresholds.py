@@ -227,12 +227,12 @@ def read_thresholds(path: Path) -> Thresholds:
                 for measure, bound in bounds.items()
             },
         )
-    for (architecture, row), cell in cells.items():
-        for measure, bound in cell.bounds.items():
+    for (architecture, row), found in cells.items():
+        for measure, bound in found.bounds.items():
             if bound.scale != "linear" and max(abs(bound.mean), bound.std) > _MOST_LOG:
-                at, found = f"cells.{architecture}.{row}.bounds.{measure}", (bound.mean, bound.std)
+                at = f"cells.{architecture}.{row}.bounds.{measure}: mean and std"
                 must_be = f"numbers of at most {_MOST_LOG} in size, of scale {bound.scale}"
-                raise reader.error(f"{at}: mean and std", found, must_be)
+                raise reader.error(at, [bound.mean, bound.std], must_be)
     pairs = {
         key: reader.read(PairThreshold, pair, f"{where}.")
         for key, where, pair in _nested(reader, table.pop("pairs", {}), "pairs")

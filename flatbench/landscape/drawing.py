@@ -182,7 +182,9 @@ def _check(cases: Sequence[Case], view: View) -> None:
             f"{' along each axis' if view.dimensions > 1 else ''}"
         )
     if not 0 < view.span <= MOST_SPAN:
-        raise UsageError(f"--span must be a number above 0, at most {MOST_SPAN:,.0f}, got {view.span}")
+        raise UsageError(
+            f"--span must be a number above 0, at most {MOST_SPAN:,.0f}, got {view.span}"
+        )
     _check_seed(view.seed)
 
 
