@@ -112,5 +112,7 @@ def number(value: float, places: int, *, sign: bool = False) -> str:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return " (did you mean 'x'?)" with the nearest of the known names, or nothing."""
+    if len(name) > 100:  # it would take long, and is none of them
+        return ""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""

@@ -166,7 +166,8 @@ def test_an_entry_point_comes_before_ours_and_after_an_explicit_reference(monkey
     ],
 )
 def test_what_is_not_there_is_one_line(tmp_path, text, says):
-    write(tmp_path, broken="def f(:\n", raises="raise ValueError('no luck\\ntoday')\n")
+    raises = "raise ValueError('no luck\\ntoday')\n"
+    write(tmp_path, broken="def f(:\n", raises=raises, ends="raise SystemExit(3)\n")
     said = message(find, text, tmp_path)
     assert said.startswith("mine.toml: optimizers.mine.optimizer")
     assert says in said

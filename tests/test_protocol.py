@@ -338,7 +338,7 @@ WRONG = [
     (put("model/width", 0), f"model.width must be {COUNT}, got 0"),
     (put("sharpness/rho", 0), "sharpness.rho must be a number above 0, at most 1e6, got 0"),
     (
-        lambda t: t["sharpness"].update(examples=1, batchnorm="train"),
+        put("sharpness", {"examples": 1, "batchnorm": "train"}),
         'sharpness.examples must be at least 2 with batchnorm = "train": one example has no '
         "variance, got 1",
     ),

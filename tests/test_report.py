@@ -9,7 +9,8 @@ from flatbench.errors import UsageError
 from flatbench.protocols.reading import load
 from flatbench.records.quantities import quantity
 from flatbench.records.sections import sections
-from flatbench.report import chapters, render
+from flatbench.report import chapters, ranking, render
+from flatbench.report.numbers import Numbers
 from flatbench.text import decimals, latex_text, markdown_text, number, plain, ranges
 from flatbench.training.measuring import MEASURES
 from tests.synthetic import grid, record
@@ -332,6 +333,19 @@ def test_ranking_is_kendalls_tau_of_the_rows():
     assert cells[1].value == pytest.approx(reference.kendalltau(x, [-v for v in y]).statistic)
     assert "1/120" in made.note
     assert titled(grid(means={"sgd": 1.0, "sgd+sam": 2.0}), "Does sharpness rank") is None
+
+
+def test_the_ranking_is_of_so_many_runs_that_their_pairs_can_be_counted():
+    """100,000 records have 5 thousand million pairs."""
+    records = grid(range(ranking.MOST + 3), means={"a": 80.0, "b": 90.0}, architectures=("vgg16",))
+    few = [r for r in records if r.seed < ranking.MOST]
+    found = [
+        ranking.correlation(Numbers(section), "sam_sharpness")
+        for some in (records, few)
+        for section in sections(some)
+    ]
+    assert found[0] == found[1]
+    assert found[0].n == 2 * ranking.MOST
 
 
 def test_rows_with_as_many_hits_are_ties_of_the_ranking():

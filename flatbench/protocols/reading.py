@@ -48,8 +48,8 @@ PERTURBATION = ("rho", "adaptive", "eta")
 
 # Names of rows, architectures, data sets and protocols become parts of case ids, of file names and
 # of pytest's -k expressions.
-NAME = re.compile(r"[a-z0-9][a-z0-9.+_-]*")
-NAME_MUST_BE = "lower-case letters, digits and any of . + _ - after the first"
+NAME = re.compile(r"[a-z0-9][a-z0-9.+_-]{0,79}")
+NAME_MUST_BE = "lower-case letters, digits and any of . + _ - after the first, at most 80"
 
 
 def available() -> tuple[str, ...]:

@@ -11,11 +11,13 @@ from flatbench.report.tables import MISSING, Cell, Table
 from flatbench.stats import Correlation, kendall, without_rounding
 from flatbench.text import number
 
+MOST = 500  # runs of a cell that are ranked
+
 
 def correlation(numbers: Numbers, measure: str, against: str = "test_error") -> Correlation | None:
     """Return Kendall's τ between a sharpness measure and an error, or None where it is undefined.
 
-    It counts pairs of runs of two rows on one architecture.
+    It counts pairs of runs of two rows on one architecture, of at most `MOST` seeds a cell.
 
     Args:
         numbers: the numbers of one section.
@@ -35,6 +37,9 @@ def correlation(numbers: Numbers, measure: str, against: str = "test_error") -> 
         error = (100.0 if outcome.unit == "%" else 0.0) - runs[outcome.name]
     runs = runs.assign(error=error)
     runs = runs[runs["error"].notna() & runs[measure].notna()]
+    # Pairs are as many as the square of the runs.
+    cells = runs.sort_values("seed", kind="stable").groupby(["architecture", "optimizer"])
+    runs = cells.head(MOST).sort_index()
     architectures = runs["architecture"].tolist()
     return kendall(
         runs[measure].tolist(),
