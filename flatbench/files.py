@@ -106,7 +106,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Raise now what writing a file would raise at the end of long work.
+    """Raise now what writing a file would raise at the end of long work. It leaves nothing.
 
     Raises:
         OSError: the file, or the folder that it goes to, cannot be written.
@@ -114,9 +114,16 @@ def check_writable(path: Path) -> None:
     path = _target(path)
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    if not _is_special(path):
+    if _is_special(path):
+        return
+    made = [folder for folder in path.parents if not folder.exists()]
+    try:
         with written_beside(path, b"\n"):
             return
+    finally:
+        with contextlib.suppress(OSError):  # not there, or not empty
+            for folder in made:
+                folder.rmdir()
 
 
 def _target(path: Path) -> Path:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from flatbench import options
+from flatbench import files, options
 from flatbench.errors import UsageError
 
 if TYPE_CHECKING:
@@ -53,11 +53,13 @@ def _option(config: pytest.Config, name: str) -> Any:
 
 @contextmanager
 def _usage() -> Iterator[None]:
-    """Make flatbench's usage errors pytest's: one line, exit code 4."""
+    """Make flatbench's usage errors and the system's refusals pytest's: one line, exit code 4."""
     try:
         yield
     except UsageError as error:
         raise pytest.UsageError(str(error)) from None
+    except OSError as error:
+        raise pytest.UsageError(files.said(error)) from None
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -223,6 +225,8 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
     session_long.enter_context(process.ended_by_signals())
     with _usage():
         session_long.enter_context(store.held(cases))
+        for name in ("benchmark.json", "report.md", "selection.json", "selection.md"):
+            files.check_writable(_folder(config) / name)
         with execution.start(
             cases,
             execution.machine_of(partial(_option, config)),
@@ -312,6 +316,8 @@ def flatbench_record_of(request: pytest.FixtureRequest) -> Callable[[Case], Reco
             column = config.get_terminal_writer().width_of_current_line + 1
             try:
                 return execution.follow(run, case, sys.stderr, below_column=column)
+            except OSError as error:  # no room for a record: none of the code's faults
+                pytest.exit(files.said(error), returncode=pytest.ExitCode.USAGE_ERROR)
             except KeyboardInterrupt as stop:
                 config.stash[STOP] = stop  # raised once the cases that have ended are tested
                 pytest.skip("the run was stopped")
@@ -338,7 +344,6 @@ def pytest_terminal_summary(
     if RUN not in config.stash:
         return
     from flatbench import report
-    from flatbench.files import write_atomically
 
     ended, cases = _ended(config), config.stash[GRID]
     records = [record for record in _finished(config) if record.id in ended]
@@ -350,7 +355,8 @@ def pytest_terminal_summary(
     if not records:
         return
     path = _folder(config) / f"{_stem(config, 'report')}.md"
-    write_atomically(path, report.render(records, protocols=protocols).encode())
+    with _usage():
+        files.write_atomically(path, report.render(records, protocols=protocols).encode())
     for note in config.stash[RUN].progress.notes:
         terminalreporter.write_line(note)
     terminalreporter.write_line(report.render(records, protocols=protocols, brief=True))

@@ -48,7 +48,7 @@ from tests.synthetic import grid
 INPUTS = int(os.environ.get("FLATBENCH_FUZZ", "4000"))
 SEED = int(os.environ.get("FLATBENCH_FUZZ_SEED", random.SystemRandom().randrange(10**9)))
 SHARES = Counter(
-    toml=8, protocol=20, tuning=8, record=20, thresholds=12, command=14, reference=4, npz=8, state=6
+    toml=14, protocol=24, tuning=10, record=8, thresholds=8, command=18, reference=4, npz=8, state=6
 )
 TRIED = Counter()
 TARGETS = {}

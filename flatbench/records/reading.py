@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import re
 import types
 import typing
@@ -151,8 +152,10 @@ def collect(paths: Iterable[Path]) -> list[Record]:
             raise UsageError(f"{path}: no such file or folder")
         seen.append(str(path))
         folder = path / "records" if (path / "records").is_dir() else path
-        is_folder = folder.is_dir()
-        found = sorted(folder.glob("*.json"), key=lambda f: f.name) if is_folder else [path]
+        # listdir, since glob takes a folder that it may not read for an empty one
+        names = sorted(os.listdir(folder)) if folder.is_dir() else []
+        inside = [folder / n for n in names if n.endswith(".json") and not n.startswith(".")]
+        found = inside if folder.is_dir() else [path]
         for file in found:
             records += read(file)
     if not records:
