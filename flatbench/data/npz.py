@@ -1,15 +1,16 @@
-"""A data set in one .npz file."""
+"""Arrays of .npz files, which anybody may have made or damaged; a data set in one."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flatbench import npz
+from flatbench.components import in_one_line
 from flatbench.data.arrays import Given, examples
 from flatbench.data.dataset import Examples
 from flatbench.errors import UsageError
@@ -22,6 +23,39 @@ LAYOUTS = (
     ("images", "labels"),
 )
 
+Choose = Callable[[Sequence[str]], Iterable[str]]
+
+
+def arrays(path: Path, choose: Choose = tuple) -> dict[str, NDArray[Any]]:
+    """Return arrays of a file by their names.
+
+    Python objects are code, and are not read.
+
+    Args:
+        path: the file.
+        choose: takes the names that the file has, and returns those of the arrays to read.
+
+    Raises:
+        UsageError: the file is not there or damaged, or one of the arrays cannot be read.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path}: cannot be read: No such file")
+    if not zipfile.is_zipfile(path):
+        raise UsageError(f"{path}: is not an .npz file, or a truncated one")
+    name = ""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = {}
+            for name in choose(file.files):
+                found[name] = file[name]
+    except UsageError:
+        raise
+    # a damaged archive raises whatever its reader, zlib or a header's parser stumbles over
+    except Exception as error:
+        place = f"{path}: {name}" if name else f"{path}"
+        raise UsageError(f"{place}: cannot be read: {in_one_line(error)}") from error
+    return found
+
 
 def read(path: Path) -> tuple[Examples, Examples | None]:
     """Return the training part, and the test part of a file that has one.
@@ -31,10 +65,10 @@ def read(path: Path) -> tuple[Examples, Examples | None]:
     """
     if not path.is_file():
         raise UsageError(f"data.source.npz: there is no file {path}")
-    arrays = npz.read(path, lambda found: _layout(path, found))
+    found = arrays(path, lambda names: _layout(path, names))
     parts = [
-        Given(arrays[inputs], _flat(arrays[targets]), f"{path}: {inputs}", f"{path}: {targets}")
-        for inputs, targets in zip(list(arrays)[::2], list(arrays)[1::2], strict=True)
+        Given(found[inputs], _flat(found[targets]), f"{path}: {inputs}", f"{path}: {targets}")
+        for inputs, targets in zip(list(found)[::2], list(found)[1::2], strict=True)
     ]
     test = parts[1] if len(parts) > 1 else None
     return examples(parts[0], test, class_labels=False)

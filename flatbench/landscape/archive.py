@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flatbench import npz
+from flatbench.data import npz
 from flatbench.errors import UsageError
 from flatbench.files import write_atomically
 from flatbench.sharpness import LossSurface
@@ -34,7 +34,7 @@ def read(path: Path, form: str, names: Iterable[str]) -> dict[str, Any]:
     Raises:
         UsageError: the file cannot be read, has another format or lacks one of ``names``.
     """
-    arrays = npz.read(path)
+    arrays = npz.arrays(path)
     stated = str(arrays.get("format"))
     if stated != form:
         raise UsageError(f"{path}: format must be {form!r}, got {stated!r}")
