@@ -13,7 +13,7 @@ from tests.synthetic import grid, on_both_terms, record
 HOSTILE = "<script>document.title='x'</script>\"'|\n\ud800"
 
 
-FIGURES = 10  # gains, outcome against two measures, cost, two curves, the gap against four
+FIGURES = 11  # gains, outcome against two measures, cost, price, two curves, the gap against four
 
 
 def records():
