@@ -18,6 +18,7 @@ import pytest
 
 from flatbench import files, options
 from flatbench.errors import UsageError
+from flatbench.text import plain
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -57,9 +58,9 @@ def _usage() -> Iterator[None]:
     try:
         yield
     except UsageError as error:
-        raise pytest.UsageError(str(error)) from None
+        raise pytest.UsageError(plain(str(error))) from None
     except OSError as error:
-        raise pytest.UsageError(files.said(error)) from None
+        raise pytest.UsageError(plain(files.said(error))) from None
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -85,7 +86,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         _read(config)
     except UsageError as error:
         # pytest would make a traceback of it here; told as soon as the collection is over
-        config.stash[MISTAKE] = str(error)
+        config.stash[MISTAKE] = plain(str(error))
     cases = config.stash.get(WANTED, ())
     if "flatbench_case" in wanted:
         metafunc.parametrize("flatbench_case", cases, ids=lambda case: case.id.replace("/", "-"))
@@ -317,7 +318,7 @@ def flatbench_record_of(request: pytest.FixtureRequest) -> Callable[[Case], Reco
             try:
                 return execution.follow(run, case, sys.stderr, below_column=column)
             except OSError as error:  # no room for a record: none of the code's faults
-                pytest.exit(files.said(error), returncode=pytest.ExitCode.USAGE_ERROR)
+                pytest.exit(plain(files.said(error)), returncode=pytest.ExitCode.USAGE_ERROR)
             except KeyboardInterrupt as stop:
                 config.stash[STOP] = stop  # raised once the cases that have ended are tested
                 pytest.skip("the run was stopped")

@@ -57,11 +57,12 @@ def test_their_options_and_fixtures_stay_theirs_and_nothing_heavy_is_imported(re
 
 
 def test_a_mistake_in_an_option_bothers_nobody_who_does_not_run_the_grid(repository):
-    options = ("--flatbench-protocol", "nowhere.toml")
+    options = ("--flatbench-protocol", "now\x1bhere.toml")
     assert run(repository, "test_theirs.py", *options).returncode == 0
     done = run(repository, "bench_mine.py", *options)
     assert done.returncode == pytest.ExitCode.USAGE_ERROR
-    assert "ERROR: nowhere.toml: cannot be read: No such file or directory" in done.stderr
+    # what is shown cannot move the cursor
+    assert r"ERROR: now\x1bhere.toml: file name 'now\x1bhere' must be lower-case" in done.stderr
     assert "Traceback" not in done.stdout + done.stderr
 
 

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
@@ -312,6 +313,17 @@ def test_the_cache_holds_the_baseline_and_the_data_alone():
     for step in steps(GPU):
         if "actions/setup-python" in step.get("uses", ""):
             assert not {"cache", "cache-dependency-path"} & set(step["with"])
+
+
+def test_every_dependency_says_from_which_version_on():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for wanted in (project["dependencies"], *project["optional-dependencies"].values()):
+        assert [name for name in wanted if ">=" not in name] == []
+
+
+def test_actions_and_packages_are_watched():
+    watched = read(ROOT / ".github" / "dependabot.yml")["updates"]
+    assert {entry["package-ecosystem"] for entry in watched} == {"github-actions", "pip"}
 
 
 def test_the_gate_on_steps_is_of_replayed_graphs_alone(machine):
