@@ -348,6 +348,13 @@ def test_the_ranking_is_of_so_many_runs_that_their_pairs_can_be_counted():
     assert found[0].n == 2 * ranking.MOST
 
 
+def test_a_ranking_of_a_part_of_the_runs_says_so(monkeypatch):
+    assert "lowest seeds" not in titled(full(3), "Does sharpness rank").note
+    monkeypatch.setattr(ranking, "MOST", 2)
+    made = titled(full(3), "Does sharpness rank")
+    assert made.note.endswith(" Of cells with more runs, the 2 lowest seeds are ranked.")
+
+
 def test_rows_with_as_many_hits_are_ties_of_the_ranking():
     """The means of 100·h/360 differ in their last digit, and that digit is no order."""
     hits = {"sgd": (333, 314, 328), "sgd+sam": (327, 334, 314), "adam": (340, 341, 342)}

@@ -68,6 +68,7 @@ def ranking_table(numbers: Numbers) -> Table | None:
         for measure in numbers.measures
     )
     k = len(section.optimizers)
+    is_cut = any(len(records) > MOST for records in section.cells.values())
     return Table(
         f"Does sharpness rank optimizers as {section.outcome.titled(section.evaluation)} does? "
         f"{section.protocol}",
@@ -81,7 +82,8 @@ def ranking_table(numbers: Numbers) -> Table | None:
             "so few rows can suggest an answer, not settle it."
             if k < 6
             else "the rows are a choice, not a sample of all optimizers."
-        ),
+        )
+        + (f" Of cells with more runs, the {MOST} lowest seeds are ranked." if is_cut else ""),
         "measure",
         (*section.architectures, "all runs"),
         rows,
