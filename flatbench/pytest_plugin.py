@@ -268,6 +268,7 @@ def _choose_json(config: pytest.Config) -> None:
         benchmarks.json = _folder(config) / f"{_stem(config, 'benchmark')}.json"
 
 
+@pytest.hookimpl(optionalhook=True)  # pytest-benchmark may be switched off
 def pytest_benchmark_update_machine_info(machine_info: dict[str, object]) -> None:
     """Leave the host's name and its kernel's build out of what is published."""
     for key in ("node", "release"):
