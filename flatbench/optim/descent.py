@@ -240,6 +240,9 @@ def _step_chunk(  # noqa: PLR0912 - most branches are decided when it is compile
         if MIX > 0:
             touched |= tl.load(row + OWN)
             touched |= tl.where(perturbed, first, 0)
+        # behind the step itself an address of it would be kept in local memory (triton 3.9)
+        if start == 0:
+            tl.store(scalar(row, STEP), tl.load(plan + PENDING_STEP))
         if is_full(left, touched, BLOCK):
             m = _base_chunk(
                 row, start, left, source, gradient, first, share, settings, plan,
@@ -252,8 +255,6 @@ def _step_chunk(  # noqa: PLR0912 - most branches are decided when it is compile
             )  # fmt: skip
         if LOOK:
             square = tl.sum(tl.where(tl.arange(0, BLOCK) < left, m * m, 0.0))
-        if start == 0:
-            tl.store(scalar(row, STEP), tl.load(plan + PENDING_STEP))
     else:
         if perturbed:
             touched = weight | saved
