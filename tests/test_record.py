@@ -203,8 +203,8 @@ COLUMNS = ONE.to_json()["history"]
         ({"protocol": ""}, 'protocol must be a string of 1 to 300 characters, got ""'),
         ({"protocol": 3}, "protocol must be a string of 1 to 300 characters, got 3"),
         ({"optimizer": "a" * 10**7}, "optimizer must be a string of 1 to 300 characters, got "),
-        ({"base_row": "a" * 10**7}, "base_row must be a string of 1 to 300 characters, got "),
-        ({"a" * 10**7: 1}, f"{'a' * 100}... is an unknown key; it must be one of "),
+        ({"base_row": "a" * 10**7}, "base_row must be a string of at most 300 characters, got "),
+        ({"a" * 10**7: 1}, f'"{"a" * 100}..." is an unknown key; it must be one of '),
         (
             {"sharpness": {f"measure{i}": 1.0 for i in range(3000)}},
             "sharpness must be a table of at most 200 measures, got ",

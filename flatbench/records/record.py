@@ -19,6 +19,7 @@ _PLACE = Check(
     lambda xs: len(xs) in (0, 2) and all(x >= 0 for x in xs), "two whole numbers of at least 0"
 )
 _TEXT = Check(lambda x: 0 < len(x) <= 300, "a string of 1 to 300 characters")
+_SHORT = Check(lambda x: len(x) <= 300, "a string of at most 300 characters")
 _FEW = Check(lambda x: len(x) <= 200, "a table of at most 200 measures")
 
 Percent = Annotated[float, _PERCENT] | None
@@ -66,9 +67,8 @@ class Record:
     architecture: Annotated[str, _TEXT]
     optimizer: Annotated[str, _TEXT]
     seed: Annotated[int, _NATURAL]
-    base_row: (
-        Annotated[str, _TEXT] | None
-    )  # the row that a SAM row is compared with; None for other rows
+    # the row that a SAM row is compared with; None for other rows
+    base_row: Annotated[str, _SHORT] | None
     status: Literal["completed", "diverged", "failed"]
     base: str | None = None  # base optimizer, as "sgd"; of SAM rows too
     reason: str | None = None
