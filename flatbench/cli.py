@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from flatbench import __version__, process
+from flatbench import __version__, files, process
 from flatbench.errors import UsageError
 from flatbench.options import (
     GATE,
@@ -34,7 +34,7 @@ from flatbench.protocols.reading import available, load
 from flatbench.records.quantities import outcome_of, value_of
 from flatbench.records.record import Record
 from flatbench.study import commands as study
-from flatbench.text import did_you_mean
+from flatbench.text import did_you_mean, plain
 
 # Modules that import torch or pandas are imported by the command that needs them: `list` and
 # `--help` answer at once.
@@ -62,14 +62,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options = _parser().parse_args(arguments)
             return int(options.command(options))
     except UsageError as error:
-        print(f"flatbench: {error}", file=sys.stderr)
-        return 2
+        return _unusable(str(error))
+    except OSError as error:  # a disk that is full, a folder that is somebody else's
+        return _unusable(files.said(error))
     except process.Ended as end:
         print(f"flatbench: {end}", file=sys.stderr)
         return end.exit_code
     except KeyboardInterrupt:
         print("flatbench: interrupted", file=sys.stderr)
         return 130
+
+
+def _unusable(why: str) -> int:
+    print(f"flatbench: {plain(why)}", file=sys.stderr)
+    return 2
 
 
 class _Parser(argparse.ArgumentParser):
@@ -252,7 +258,7 @@ def _download(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from flatbench import files, report
+    from flatbench import report
     from flatbench.records import reading
 
     if options.target is not None and not 0 <= options.target <= 100:
@@ -303,7 +309,6 @@ def _baseline(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from flatbench import files
     from flatbench.gate import compare, verdict
     from flatbench.records import reading
 
@@ -334,7 +339,7 @@ def _landscape(options: argparse.Namespace) -> int:
                 raise UsageError(
                     f"--{name} must be left out with --directions spectrum, got {given}"
                 )
-        files = draw_spectra(cases, options.seed, store, output, **place)
+        drawn = draw_spectra(cases, options.seed, store, output, **place)
     else:
         is_line = options.directions == "line"
         view = View(
@@ -344,6 +349,6 @@ def _landscape(options: argparse.Namespace) -> int:
             span=options.span if options.span is not None else 0.25 if is_line else 1.0,
             seed=options.seed,
         )
-        files = draw(cases, view, store, output, **place)
-    print("\n".join(map(str, files)))
+        drawn = draw(cases, view, store, output, **place)
+    print("\n".join(map(str, drawn)))
     return 0

@@ -149,7 +149,7 @@ def _load_file(path: Path, content: str, where: str) -> ModuleType:
 def _imported(load: Callable[[], ModuleType], where: str) -> ModuleType:
     try:
         return load()
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script that ends by sys.exit is none to import
         raise UsageError(f"{where}: cannot be imported: {in_one_line(error)}") from error
 
 
@@ -350,5 +350,5 @@ def called(component: Component, where: str, /, *positional: Any, **keywords: An
         return component.target(*positional, **keywords)
     except UsageError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(f"{where}: {component.reference}: {in_one_line(error)}") from error

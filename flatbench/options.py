@@ -11,6 +11,8 @@ from typing import Any, Final
 Options = Mapping[str, Mapping[str, Any]]  # an option's name -> the arguments of `add_argument`
 
 RESULTS_FOLDER: Final = Path("results")
+DIGITS: Final = 18  # of a whole number: any such number has a place in 64 bits
+MOST_SEEDS: Final = 10_000
 PUBLISHED: Final = "PUBLISHED.md"  # a file that says that what lies beside it is published
 
 
@@ -24,20 +26,23 @@ def names(text: str) -> tuple[str, ...]:
 
 def seeds(text: str) -> tuple[int, ...]:
     """Parse "0,1,2", "0-9" or a mixture of the two."""
-    found: list[int] = []
+    found: list[range] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         ends = (first, last if dash else first)
         if not all(map(_is_whole, ends)) or int(ends[0]) > int(ends[1]):
-            raise argparse.ArgumentTypeError(f"must be a list such as 0,1,2 or 0-9, got {text!r}")
-        found += range(int(ends[0]), int(ends[1]) + 1)
-    return tuple(found)
+            raise argparse.ArgumentTypeError(f"must be a list such as 0,1,2 or 0-9, {_found(text)}")
+        found.append(range(int(ends[0]), int(ends[1]) + 1))
+    number = sum(map(len, found))
+    if number > MOST_SEEDS:
+        raise argparse.ArgumentTypeError(f"must be at most {MOST_SEEDS:,} seeds, got {number:,}")
+    return tuple(seed for seeds in found for seed in seeds)
 
 
 def count(text: str) -> int:
     """Parse a whole number of at least 1."""
     if not _is_whole(text) or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, {_found(text)}")
     return int(text)
 
 
@@ -55,7 +60,7 @@ def points(text: str) -> float:
 def natural(text: str) -> int:
     """Parse a whole number of at least 0."""
     if not _is_whole(text):
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, {_found(text)}")
     return int(text)
 
 
@@ -71,7 +76,13 @@ def assignment(text: str) -> tuple[str, Any]:
 
 
 def _is_whole(text: str) -> bool:
-    return text.isascii() and text.isdecimal()
+    return len(text) <= DIGITS and text.isascii() and text.isdecimal()
+
+
+def _found(text: str) -> str:
+    if len(text) <= DIGITS:
+        return f"got {text!r}"
+    return f"of at most {DIGITS} digits, got {text[:40]!r} ({len(text)} characters)"
 
 
 def results_folder(text: str) -> Path:

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from flatbench import options
+from flatbench import files, options
 from flatbench.errors import UsageError
+from flatbench.text import plain
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -53,11 +54,13 @@ def _option(config: pytest.Config, name: str) -> Any:
 
 @contextmanager
 def _usage() -> Iterator[None]:
-    """Make flatbench's usage errors pytest's: one line, exit code 4."""
+    """Make flatbench's usage errors and the system's refusals pytest's: one line, exit code 4."""
     try:
         yield
     except UsageError as error:
-        raise pytest.UsageError(str(error)) from None
+        raise pytest.UsageError(plain(str(error))) from None
+    except OSError as error:
+        raise pytest.UsageError(plain(files.said(error))) from None
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -83,7 +86,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         _read(config)
     except UsageError as error:
         # pytest would make a traceback of it here; told as soon as the collection is over
-        config.stash[MISTAKE] = str(error)
+        config.stash[MISTAKE] = plain(str(error))
     cases = config.stash.get(WANTED, ())
     if "flatbench_case" in wanted:
         metafunc.parametrize("flatbench_case", cases, ids=lambda case: case.id.replace("/", "-"))
@@ -107,6 +110,8 @@ def _read(config: pytest.Config) -> None:
     from flatbench.protocols.cases import grid
     from flatbench.protocols.reading import load
 
+    if not config.pluginmanager.has_plugin("benchmark"):
+        raise UsageError("pytest-benchmark must be there, got -p no:benchmark")
     settings = load(_option(config, "protocol"))
     config.stash[PROTOCOL] = settings
     config.stash[HELD], config.stash[NOTES] = [], []
@@ -221,6 +226,8 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
     session_long.enter_context(process.ended_by_signals())
     with _usage():
         session_long.enter_context(store.held(cases))
+        for name in ("benchmark.json", "report.md", "selection.json", "selection.md"):
+            files.check_writable(_folder(config) / name)
         with execution.start(
             cases,
             execution.machine_of(partial(_option, config)),
@@ -261,6 +268,7 @@ def _choose_json(config: pytest.Config) -> None:
         benchmarks.json = _folder(config) / f"{_stem(config, 'benchmark')}.json"
 
 
+@pytest.hookimpl(optionalhook=True)  # pytest-benchmark may be switched off
 def pytest_benchmark_update_machine_info(machine_info: dict[str, object]) -> None:
     """Leave the host's name and its kernel's build out of what is published."""
     for key in ("node", "release"):
@@ -310,6 +318,8 @@ def flatbench_record_of(request: pytest.FixtureRequest) -> Callable[[Case], Reco
             column = config.get_terminal_writer().width_of_current_line + 1
             try:
                 return execution.follow(run, case, sys.stderr, below_column=column)
+            except OSError as error:  # no room for a record: none of the code's faults
+                pytest.exit(plain(files.said(error)), returncode=pytest.ExitCode.USAGE_ERROR)
             except KeyboardInterrupt as stop:
                 config.stash[STOP] = stop  # raised once the cases that have ended are tested
                 pytest.skip("the run was stopped")
@@ -336,7 +346,6 @@ def pytest_terminal_summary(
     if RUN not in config.stash:
         return
     from flatbench import report
-    from flatbench.files import write_atomically
 
     ended, cases = _ended(config), config.stash[GRID]
     records = [record for record in _finished(config) if record.id in ended]
@@ -348,7 +357,8 @@ def pytest_terminal_summary(
     if not records:
         return
     path = _folder(config) / f"{_stem(config, 'report')}.md"
-    write_atomically(path, report.render(records, protocols=protocols).encode())
+    with _usage():
+        files.write_atomically(path, report.render(records, protocols=protocols).encode())
     for note in config.stash[RUN].progress.notes:
         terminalreporter.write_line(note)
     terminalreporter.write_line(report.render(records, protocols=protocols, brief=True))

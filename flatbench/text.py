@@ -13,6 +13,9 @@ _MARKDOWN = re.compile(
     r"([\\`*|\[\]~$]|<(?=[A-Za-z/!?])|&(?=[#A-Za-z])|(?<!\w)_|_(?!\w)|^[#>]|^[-+](?=\s))"
 )
 
+# What GitHub makes a link or a mention of, which a comment in its midst ends.
+_LINKED = re.compile(r"(@|:(?=//)|\bwww\.)", re.IGNORECASE)
+
 # What LaTeX reads as a command, and the signs that flatbench's own tables use.
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -60,12 +63,15 @@ def markdown_text(text: str) -> str:
 
     Underscores inside words stay: they are plain text in GitHub's markdown and common in names.
     """
-    return _MARKDOWN.sub(r"\\\1", plain(text)) or " "
+    shown = _MARKDOWN.sub(r"\\\1", plain(text)) or " "
+    return _LINKED.sub(r"\1<!-- -->", shown)
 
 
 def latex_text(text: str) -> str:
     """Return a string as LaTeX that shows it and does nothing else."""
-    return "".join(_LATEX.get(c, c) for c in plain(text))
+    shown = "".join(_LATEX.get(c, c) for c in plain(text))
+    # behind the end of a table's row, these two would belong to its \\\\
+    return f"{{}}{shown}" if shown[:1] in ("[", "*") else shown
 
 
 def figure_text(text: str) -> str:
@@ -106,5 +112,7 @@ def number(value: float, places: int, *, sign: bool = False) -> str:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return " (did you mean 'x'?)" with the nearest of the known names, or nothing."""
+    if len(name) > 100:  # it would take long, and is none of them
+        return ""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""

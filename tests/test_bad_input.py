@@ -17,6 +17,7 @@ from flatbench.errors import UsageError
 from flatbench.gate.compare import compare
 from flatbench.protocols import reading
 from flatbench.records.reading import collect, from_json
+from tests.inputs import JSON, NAMES, mutated, respelled
 from tests.synthetic import grid, record
 
 pytestmark = pytest.mark.filterwarnings("ignore:Glyph")
@@ -28,60 +29,7 @@ LIMITS = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
-JSON = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.just(10**400)
-    | st.floats()
-    | st.text(st.characters(), max_size=8)
-    | st.sampled_from(["", "nan", "digits", "\ud800", "completed", "0123456789ab"]),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(st.text(st.characters(), max_size=8), inner, max_size=3)
-    ),
-    max_leaves=6,
-)
-# Lone surrogates, control and bidi signs, and everything that a format might take for its own.
-NAMES = st.text(
-    st.characters() | st.sampled_from("|<>&\"'\\`*_$%#{}~^[]\n\r\t\0\x1b\u202e\ud800 ="),
-    min_size=1,
-    max_size=12,
-)
 VALID = [r.to_json() for r in grid(range(2), means={"sgd": 88.0, "sgd+sam": 93.0}, epochs=2)]
-
-
-def paths_of(value, prefix=()):
-    """Every place in a JSON value, inner ones too."""
-    places = [prefix] if prefix else []
-    items = value.items() if isinstance(value, dict) else enumerate(value)
-    for key, inner in items if isinstance(value, dict | list) else ():
-        places += (
-            paths_of(inner, (*prefix, key)) if isinstance(inner, dict | list) else [(*prefix, key)]
-        )
-    return places
-
-
-@st.composite
-def mutated(draw, valid):
-    """A valid value with one to three places changed, removed or renamed."""
-    value = copy.deepcopy(valid)
-    for _ in range(draw(st.integers(1, 3))):
-        places = paths_of(value)
-        if not places:
-            break
-        *parents, last = draw(st.sampled_from(places))
-        inner = value
-        for key in parents:
-            inner = inner[key]
-        change = draw(st.sampled_from(["replace", "remove", "rename"]))
-        if change == "replace" or isinstance(inner, list):
-            inner[last] = draw(JSON)
-        else:
-            old = inner.pop(last)
-            if change == "rename":
-                inner[draw(NAMES)] = old
-    return value
 
 
 def one_line_or(action):
@@ -267,14 +215,8 @@ def test_changed_toml_is_read_or_refused(data, tmp_path):
         thresholds = gate.derive(grid(range(10), means={"sgd": 80.0, "sgd+sam": 90.0}))
         gate.write_thresholds(path, thresholds)
         source, read = path, lambda name: gate.read_thresholds(Path(name))
-    text = source.read_text(encoding="utf-8")
-    start = data.draw(st.integers(0, len(text)))
-    end = data.draw(st.integers(start, min(len(text), start + 12)))
-    noise = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
-    known = st.sampled_from(
-        ["-1", "1e400", "nan", "inf", "true", '""', "[]", "{}", "9" * 5000, "[" * 3000, "=", "\n["]
-    )
-    path.write_text(text[:start] + data.draw(noise | known) + text[end:], encoding="utf-8")
+    changed = data.draw(respelled(source.read_text(encoding="utf-8")))
+    path.write_text(changed, encoding="utf-8")
     one_line_or(lambda: read(str(path)))
 
 
@@ -316,6 +258,7 @@ def saved(path, records):
         ('{"schema_version": 1, "seed": NaN}', "NaN is no JSON number"),
         ("[" * 100_000, "is not JSON"),
         ("\ufeff{}", "is not JSON"),
+        ('{"schema_version": 1, "protocol": "\\ud800"}', "is not JSON: 'utf-8' codec can't encode"),
     ],
 )
 def test_the_command_line_says_one_line_and_exits_2(content, says, tmp_path):

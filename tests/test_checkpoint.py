@@ -1,9 +1,12 @@
 """A run that is killed, at any moment, goes on to the record of a run that was not."""
 
+import hashlib
+import io
 import os
 import signal
 
 import pytest
+import torch
 
 from flatbench.protocols.cases import Case, grid
 from flatbench.protocols.reading import load
@@ -105,6 +108,57 @@ def test_a_damaged_checkpoint_is_reported_and_the_previous_used(
     assert resumed.without_timings() == uninterrupted.without_timings()
 
 
+def nonsense(kind, content):
+    """Another file's content: its checksum is right, and what it holds is not a run's state."""
+    if kind == "no archive":
+        return b"nonsense"
+    state = torch.load(io.BytesIO(content[32:]), weights_only=True)
+    state = {
+        "list": [state],
+        "another table": {"of": "no run"},
+        "no model": state | {"model": {}},
+        "no optimizer": state | {"optimizer": 3},
+        "another history": state | {"history": [{"epoch": 1}]},
+        "no generator": state | {"shuffle": torch.zeros(3)},
+        "no chance": {k: v for k, v in state.items() if k != "chance"},
+    }[kind]
+    out = io.BytesIO()
+    torch.save(state, out)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("no archive", "list", "another table", "no model", "no optimizer"),
+        *("another history", "no generator", "no chance"),
+    ],
+)
+def test_a_whole_checkpoint_of_nonsense_is_reported_and_the_previous_used(
+    case, uninterrupted, tmp_path, kind
+):
+    path = tmp_path / "case.pt"
+    train_until(case, path, 4)
+    body = nonsense(kind, path.read_bytes())
+    path.write_bytes(hashlib.sha256(body).digest() + body)
+    with pytest.warns(UserWarning, match=r"case\.pt: the checkpoint .*; not used$"):
+        resumed = trainer.train(case, checkpoints=path, resume=True)
+    assert resumed.provenance["resumed_after"] == [2]
+    assert resumed.without_timings() == uninterrupted.without_timings()
+
+
+def test_with_nonsense_alone_a_run_begins_as_if_there_were_none(case, uninterrupted, tmp_path):
+    path = tmp_path / "case.pt"
+    train_until(case, path, 3)
+    body = nonsense("no chance", path.read_bytes())
+    for file in (path, tmp_path / "case.pt.previous"):
+        file.write_bytes(hashlib.sha256(body).digest() + body)
+    with pytest.warns(UserWarning, match="does not fit: KeyError: 'chance'; not used"):
+        begun = trainer.train(case, checkpoints=path, resume=True)
+    assert begun.provenance["resumed_after"] == []
+    assert begun.without_timings() == uninterrupted.without_timings()
+
+
 def test_final_weights_are_those_of_the_record(case, tmp_path):
     from safetensors.torch import load_file
 
@@ -181,7 +235,7 @@ def test_two_processes_may_save_one_checkpoint(tmp_path, monkeypatch, renaming, 
     monkeypatch.setattr(os, "replace", replace)
     checkpoint.save(path, {"key": "k", "number": "first"})
     assert len(calls) == 4
-    assert checkpoint.load(path, "k")["number"] == "first"
+    assert next(checkpoint.states(path, "k"))[1]["number"] == "first"
     assert {file.name for file in tmp_path.iterdir()} <= {"case.pt", "case.pt.previous"}
 
 

@@ -64,6 +64,22 @@ def test_seeds_that_are_none(text):
         options.seeds(text)
 
 
+@pytest.mark.parametrize("text", ["9" * 19, "0-" + "9" * 19, "9" * 5000])
+def test_numbers_that_have_no_place_in_64_bits(text):
+    for parse in (options.seeds, options.count, options.natural):
+        with pytest.raises(argparse.ArgumentTypeError, match="of at most 18 digits, got '"):
+            parse(text)
+    assert options.natural("9" * 18) < 2**63
+
+
+def test_more_seeds_than_anybody_trains():
+    """Each is a case for every row: they would fill the memory before anything trains."""
+    said = "must be at most 10,000 seeds, got 100,000,001"
+    with pytest.raises(argparse.ArgumentTypeError, match=said):
+        options.seeds("0-99999999,7")
+    assert len(options.seeds("0-9999")) == 10_000
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -103,8 +119,20 @@ def test_seeds_that_are_none(text):
             "--points must be a whole number of at least 2, got 1",
         ),
         (
+            ["landscape", "digits/vgg16/sgd/seed0", "--points", "1001"],
+            "--points must be at most 1,000,000 in all, got 1,001 along each axis",
+        ),
+        (
+            ["landscape", "digits/vgg16/sgd/seed0", "--points", "1000000001", "--dimensions", "1"],
+            "--points must be at most 1,000,000 in all, got 1,000,000,001",
+        ),
+        (
+            ["landscape", "digits/vgg16/sgd/seed0", "--span", "1e308"],
+            "--span must be a number above 0, at most 1,000,000, got 1e+308",
+        ),
+        (
             ["landscape", "digits/vgg16/sgd/seed0", "--span", "nan"],
-            "--span must be a finite number above 0, got nan",
+            "--span must be a number above 0, at most 1,000,000, got nan",
         ),
         (
             ["landscape", "digits/vgg16/sgd/seed0", "--seed", "-1"],

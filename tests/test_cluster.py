@@ -103,10 +103,10 @@ def test_the_newest_whole_checkpoint_is_taken_over(tmp_path):
     (tmp_path / "case.pt.attempt3").write_bytes(b"cut off")
     save(tmp_path / "another.pt.attempt4", 99)
     engine._take_over(kept)
-    assert checkpoint.load(kept, "k")["epochs"] == 25
+    assert next(checkpoint.states(kept, "k"))[1]["epochs"] == 25
     assert {path.name for path in tmp_path.iterdir()} == {"case.pt", "another.pt.attempt4"}
     engine._take_over(kept)
-    assert checkpoint.load(kept, "k")["epochs"] == 25
+    assert next(checkpoint.states(kept, "k"))[1]["epochs"] == 25
 
 
 def test_a_checkpoint_is_sent_when_it_is_new_and_cheap(tmp_path, monkeypatch):

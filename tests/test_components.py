@@ -162,10 +162,12 @@ def test_an_entry_point_comes_before_ours_and_after_an_explicit_reference(monkey
         ("./none.py:X", "there is no file "),
         ("./broken.py:X", "cannot be imported: SyntaxError: "),
         ("./raises.py:X", "cannot be imported: ValueError: no luck today"),
+        ("./ends.py:X", "cannot be imported: SystemExit: 3"),
     ],
 )
 def test_what_is_not_there_is_one_line(tmp_path, text, says):
-    write(tmp_path, broken="def f(:\n", raises="raise ValueError('no luck\\ntoday')\n")
+    raises = "raise ValueError('no luck\\ntoday')\n"
+    write(tmp_path, broken="def f(:\n", raises=raises, ends="raise SystemExit(3)\n")
     said = message(find, text, tmp_path)
     assert said.startswith("mine.toml: optimizers.mine.optimizer")
     assert says in said

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from flatbench.errors import UsageError
-from flatbench.training import devices
+from flatbench.training import devices, meter
 from tests.settings import put_back, settings
 
 
@@ -211,3 +211,10 @@ def test_freed_memory_is_kept_and_given_back():
     assert freed < half < returned
     freed, returned = pages("as it is")
     assert returned < half < freed
+
+
+def test_where_proc_is_read_only_a_run_has_no_peak_memory(monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(meter, "_CLEAR_REFS", Path("/nowhere/clear_refs"))
+    meter.reset_peak_memory(torch.device("cpu"))
+    assert meter.peak_memory(torch.device("cpu")) is None

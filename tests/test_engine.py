@@ -4,6 +4,7 @@ import io
 import itertools
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 import time
@@ -19,6 +20,7 @@ from flatbench import execution
 from flatbench.errors import UsageError
 from flatbench.execution import Machine, local
 from flatbench.execution import run as running
+from flatbench.execution.engine import Job
 from flatbench.execution.progress import Progress, Run, follow
 from flatbench.files import write_json
 from flatbench.protocols.cases import Case, grid
@@ -54,6 +56,33 @@ class Terminal(io.StringIO):
 
     def isatty(self):
         return True
+
+
+class Slow:
+    """A place whose pool says late that the task is over: the record is long there."""
+
+    def begin(self, case, job, mail):
+        record = synthetic.record(seed=case.seed)
+        with mail.open("ab") as out:
+            pickle.dump(record, out)
+        task = Future()
+        threading.Timer(3 * local.LOOK, task.set_result, [None]).start()
+        return task
+
+    def end(self):
+        """There is no process."""
+
+
+def test_a_record_that_comes_before_the_pool_says_so_is_kept(tmp_path):
+    (case, *_) = grid(tiny.protocol(tmp_path))
+    engine = local.Local(["cpu"])
+    engine._free.get()
+    engine._free.put(Slow())
+    try:
+        found = engine.submit(case, Job(), lambda *_: None).result(timeout=PATIENCE)
+    finally:
+        engine.close()
+    assert found == synthetic.record(seed=case.seed)
 
 
 # --- two workers

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 from pathlib import Path
 
 import hypothesis
@@ -352,6 +353,18 @@ def test_a_bad_thresholds_file_is_one_clear_line(tmp_path, old, new, says):
         gate.read_thresholds(path)
     assert str(error.value).startswith(str(path))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["mean", "std"])
+def test_logarithms_whose_numbers_are_beyond_all_bounds(tmp_path, key):
+    path = tmp_path / "digits.toml"
+    gate.write_thresholds(path, THRESHOLDS)
+    line = next(x for x in path.read_text().splitlines() if 'scale = "log' in x)
+    spoilt = re.sub(rf"\b{key} = [-\d.e]+", f"{key} = 710.0", line)
+    assert spoilt != line
+    path.write_text(path.read_text().replace(line, spoilt))
+    with pytest.raises(UsageError, match=r"mean and std must be numbers of at most 300 in size"):
+        gate.read_thresholds(path)
 
 
 def test_no_thresholds_file(tmp_path):

@@ -222,6 +222,36 @@ def test_the_gate_fails_a_regression_in_one_line_and_in_junit(
     assert "## Comparison with the baseline: fail: 1 of " in summary.read_text()
 
 
+@pytest.mark.parametrize("name", ["report.md", "benchmark.json", "records"])
+def test_a_folder_that_cannot_be_written_to_is_said_before_the_training(protocol, tmp_path, name):
+    (tmp_path / "tiny").mkdir()
+    if name == "records":
+        (tmp_path / "tiny" / name).write_text("in the way")
+    else:
+        (tmp_path / "tiny" / name).mkdir()
+    outcome = run(protocol, tmp_path)
+    assert outcome.code == pytest.ExitCode.USAGE_ERROR
+    assert re.search(rf"ERROR: {tmp_path}/tiny/{name}: .*(Is a|File exists)", outcome.text)
+    assert "Traceback" not in outcome.text
+    assert not [*tmp_path.rglob("*-seed0*")]
+
+
+def test_a_record_that_cannot_be_written_is_no_failure_of_the_case(protocol, tmp_path):
+    """CI takes exit status 1 for a regression."""
+    (tmp_path / "tiny" / "records" / "resnet18-sgd-seed0.json").mkdir(parents=True)
+    outcome = run(protocol, tmp_path, "--optimizers", "sgd")
+    assert outcome.code == pytest.ExitCode.USAGE_ERROR
+    assert "resnet18-sgd-seed0.json: Is a directory" in outcome.text
+    assert "Traceback" not in outcome.text
+    ran = subprocess.run(
+        [sys.executable, "-m", "flatbench", "run", "--protocol", str(protocol), "--fresh",
+         "--optimizers", "sgd", "--results", str(tmp_path), "--device", "cpu"],
+        capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert (ran.returncode, ran.stderr.count("\n")) == (2, 1), ran.stderr
+    assert "resnet18-sgd-seed0.json: Is a directory" in ran.stderr
+
+
 def test_a_gate_of_another_protocol_stops_before_the_training(folder, protocol, tmp_path):
     write_json(tmp_path / "a.json", synthetic.record().to_json())
     wrong = run(protocol, folder / "ungated", "--gate", str(tmp_path))

@@ -112,7 +112,7 @@ def test_a_file_that_is_damaged_or_of_another_seed(command, tmp_path, capsys):
     path = tmp_path / f"{STEMS[0]}-spectrum.npz"
     path.write_bytes(b"PK damaged")
     assert command(cases=IDS[:1]) == 2
-    assert capsys.readouterr().err.startswith(f"flatbench: {path}: is not a .npz file of arrays")
+    assert capsys.readouterr().err.startswith(f"flatbench: {path}: is not an .npz file")
     path.unlink()
     assert command(cases=IDS[:1]) == 0
     capsys.readouterr()

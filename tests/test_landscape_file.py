@@ -112,18 +112,18 @@ def test_files_that_are_not_landscapes(tmp_path):
     with pytest.raises(UsageError, match=r"a\.npz: cannot be read: No such file"):
         load(path)
     path.write_bytes(b"not an archive")
-    with pytest.raises(UsageError, match=r"a\.npz: is not a \.npz file"):
+    with pytest.raises(UsageError, match=r"a\.npz: is not an \.npz file"):
         load(path)
     save(run(conv_net(), None), path)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UsageError, match=r"a\.npz: is not a \.npz file"):
+    with pytest.raises(UsageError, match=r"a\.npz: is not an \.npz file"):
         load(path)
     path.write_bytes(b"")
-    with pytest.raises(UsageError, match=r"a\.npz: is not a \.npz file"):
+    with pytest.raises(UsageError, match=r"a\.npz: is not an \.npz file"):
         load(path)
     np.save(tmp_path / "b.npy", np.zeros(3))
-    with pytest.raises(UsageError, match=r"b\.npy: is not a \.npz file"):
+    with pytest.raises(UsageError, match=r"b\.npy: is not an \.npz file"):
         load(tmp_path / "b.npy")
     np.savez(path, losses=np.zeros(3))
     with pytest.raises(
@@ -131,7 +131,7 @@ def test_files_that_are_not_landscapes(tmp_path):
     ):
         load(path)
     np.savez(path, losses=np.array([object()], dtype=object))
-    with pytest.raises(UsageError, match=r"a\.npz: is not a \.npz file"):
+    with pytest.raises(UsageError, match=r"a\.npz: losses: cannot be read: ValueError: Object"):
         load(path)
     for change, message in [
         ({"kind": None}, "must have an array named 'kind', got none"),
@@ -151,5 +151,5 @@ def test_files_that_are_not_landscapes(tmp_path):
 
 def test_a_folder_that_cannot_be_written_to(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UsageError, match=r"a\.npz: cannot be written"):
+    with pytest.raises(FileExistsError, match="/file'"):
         save(run(conv_net(), None), tmp_path / "file" / "a.npz")

@@ -237,7 +237,7 @@ def test_files_that_are_damaged(tmp_path):
     whole = path.read_bytes()
     for content in (b"", b"not an archive", whole[: len(whole) // 2]):
         path.write_bytes(content)
-        with pytest.raises(UsageError, match=r"a\.npz: is not a \.npz file"):
+        with pytest.raises(UsageError, match=r"a\.npz: is not an \.npz file"):
             small(path)
     for change, message in [
         ({"format": "flatbench landscape 1"}, "format must be 'flatbench spectrum 1', got"),

@@ -57,12 +57,22 @@ def test_their_options_and_fixtures_stay_theirs_and_nothing_heavy_is_imported(re
 
 
 def test_a_mistake_in_an_option_bothers_nobody_who_does_not_run_the_grid(repository):
-    options = ("--flatbench-protocol", "nowhere.toml")
+    options = ("--flatbench-protocol", "now\x1bhere.toml")
     assert run(repository, "test_theirs.py", *options).returncode == 0
     done = run(repository, "bench_mine.py", *options)
     assert done.returncode == pytest.ExitCode.USAGE_ERROR
-    assert "ERROR: nowhere.toml: cannot be read: No such file or directory" in done.stderr
+    # what is shown cannot move the cursor
+    assert r"ERROR: now\x1bhere.toml: file name 'now\x1bhere' must be lower-case" in done.stderr
     assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_without_pytest_benchmark_one_line_says_so_before_anything_trains(repository):
+    chosen = ("-p", "no:benchmark", "--flatbench-protocol", "tiny.toml")
+    done = run(repository, "bench_mine.py", *chosen)
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "ERROR: pytest-benchmark must be there, got -p no:benchmark" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert run(repository, "test_theirs.py", *chosen[:2]).returncode == 0
 
 
 def test_one_line_collects_the_grid_in_the_order_that_it_needs(repository):

@@ -336,7 +336,16 @@ WRONG = [
         f'model.architectures[0] must be {NAMES}, got "resnet50"',
     ),
     (put("model/width", 0), f"model.width must be {COUNT}, got 0"),
-    (put("sharpness/rho", 0), "sharpness.rho must be a number above 0, got 0"),
+    (put("sharpness/rho", 0), "sharpness.rho must be a number above 0, at most 1e6, got 0"),
+    (
+        put("sharpness", {"examples": 1, "batchnorm": "train"}),
+        'sharpness.examples must be at least 2 with batchnorm = "train": one example has no '
+        "variance, got 1",
+    ),
+    (
+        put("sharpness/rho", 1e149),
+        "sharpness.rho must be a number above 0, at most 1e6, got 1e+149",
+    ),
     (put("sharpness/at_end", ["flatness"]), 'sharpness.at_end must be one of "ascent_sharpness", '),
     (
         put(f"{SGD}/base", "lion"),

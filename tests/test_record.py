@@ -200,8 +200,15 @@ COLUMNS = ONE.to_json()["history"]
         ({"seed": True}, "seed must be a whole number of at least 0, got true"),
         ({"seed": -1}, "seed must be a whole number of at least 0, got -1"),
         ({"seed": None}, "seed must be a whole number of at least 0, got null"),
-        ({"protocol": ""}, 'protocol must be a string that is not empty, got ""'),
-        ({"protocol": 3}, "protocol must be a string that is not empty, got 3"),
+        ({"protocol": ""}, 'protocol must be a string of 1 to 300 characters, got ""'),
+        ({"protocol": 3}, "protocol must be a string of 1 to 300 characters, got 3"),
+        ({"optimizer": "a" * 10**7}, "optimizer must be a string of 1 to 300 characters, got "),
+        ({"base_row": "a" * 10**7}, "base_row must be a string of at most 300 characters, got "),
+        ({"a" * 10**7: 1}, f'"{"a" * 100}..." is an unknown key; it must be one of '),
+        (
+            {"sharpness": {f"measure{i}": 1.0 for i in range(3000)}},
+            "sharpness must be a table of at most 200 measures, got ",
+        ),
         ({"status": "done"}, 'status must be one of "completed", "diverged", "failed", got "done"'),
         ({"test_accuracy": 100.5}, "test_accuracy must be a number from 0 to 100, got 100.5"),
         ({"test_accuracy": -1}, "test_accuracy must be a number from 0 to 100, got -1"),
@@ -423,7 +430,7 @@ class Interrupted(BaseException):
     """What Ctrl-C raises is no Exception either."""
 
 
-@pytest.fixture(params=["fsync", "chmod", "replace", "fdopen"])
+@pytest.fixture(params=["fsync", "replace", "fdopen"])
 def interrupted(request, monkeypatch):
     def interrupt(*arguments):
         raise Interrupted

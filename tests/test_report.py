@@ -9,8 +9,9 @@ from flatbench.errors import UsageError
 from flatbench.protocols.reading import load
 from flatbench.records.quantities import quantity
 from flatbench.records.sections import sections
-from flatbench.report import chapters, render
-from flatbench.text import decimals, markdown_text, number, plain, ranges
+from flatbench.report import chapters, ranking, render
+from flatbench.report.numbers import Numbers
+from flatbench.text import decimals, latex_text, markdown_text, number, plain, ranges
 from flatbench.training.measuring import MEASURES
 from tests.synthetic import grid, record
 
@@ -153,6 +154,20 @@ def test_set_ups_that_differ_are_all_named():
 def test_plain_is_one_printable_line():
     assert plain("a\nb\u202ec\té") == "a\\nb\\u202ec\\té"
     assert markdown_text("adam_2x _i_") == "adam_2x \\_i\\_"
+
+
+def test_names_make_no_mention_and_no_link():
+    """GitHub tells a person who is named, and links what looks like an address."""
+    assert markdown_text("a@example") == "a@<!-- -->example"
+    assert markdown_text("@team") == "@<!-- -->team"
+    assert markdown_text("https://a.b and WWW.a.b") == "https:<!-- -->//a.b and WWW.<!-- -->a.b"
+    assert markdown_text("torch.optim:SGD, 1:2") == "torch.optim:SGD, 1:2"
+
+
+def test_a_row_of_latex_is_no_option_of_the_row_before():
+    for name in ("[1cm]", "*"):
+        assert latex_text(name) == f"{{}}{name}"
+    assert latex_text("a[1]*") == "a[1]*"
 
 
 @pytest.mark.parametrize(
@@ -318,6 +333,26 @@ def test_ranking_is_kendalls_tau_of_the_rows():
     assert cells[1].value == pytest.approx(reference.kendalltau(x, [-v for v in y]).statistic)
     assert "1/120" in made.note
     assert titled(grid(means={"sgd": 1.0, "sgd+sam": 2.0}), "Does sharpness rank") is None
+
+
+def test_the_ranking_is_of_so_many_runs_that_their_pairs_can_be_counted():
+    """100,000 records have 5 thousand million pairs."""
+    records = grid(range(ranking.MOST + 3), means={"a": 80.0, "b": 90.0}, architectures=("vgg16",))
+    few = [r for r in records if r.seed < ranking.MOST]
+    found = [
+        ranking.correlation(Numbers(section), "sam_sharpness")
+        for some in (records, few)
+        for section in sections(some)
+    ]
+    assert found[0] == found[1]
+    assert found[0].n == 2 * ranking.MOST
+
+
+def test_a_ranking_of_a_part_of_the_runs_says_so(monkeypatch):
+    assert "lowest seeds" not in titled(full(3), "Does sharpness rank").note
+    monkeypatch.setattr(ranking, "MOST", 2)
+    made = titled(full(3), "Does sharpness rank")
+    assert made.note.endswith(" Of cells with more runs, the 2 lowest seeds are ranked.")
 
 
 def test_rows_with_as_many_hits_are_ties_of_the_ranking():

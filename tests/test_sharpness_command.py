@@ -239,7 +239,7 @@ def test_weights_of_another_network_name_the_first_that_does_not_fit(change, say
         (["--model", "./net.py:bild"], "there is no 'bild' in it (did you mean 'build'?)"),
         (["--model-options", "hiden=3"], "'hiden' is unknown"),
         (["--measures", "hessian_trce"], "got 'hessian_trce' (did you mean 'hessian_trace'?)"),
-        (["--rho", "-1"], "sharpness.rho must be a number above 0, got -1"),
+        (["--rho", "-1"], "sharpness.rho must be a number above 0, at most 1e6, got -1"),
         (["--protocol", "digits"], "--model must be left out with --protocol"),
         (["--measures", "m_sharpness,m_sharpness"], "m_sharpness is given more than once"),
         (["--examples-seed", "-1"], "--examples-seed: must be a whole number of at least 0"),

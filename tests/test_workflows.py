@@ -6,6 +6,8 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -158,6 +160,8 @@ def test_all_steps_in_turn(runner):
     assert ran.returncode == 0, ran.stdout + ran.stderr
     records = sorted(runner.tree.glob("baseline/tiny/records/*.json"))
     assert len(records) == 4
+    pinned = (runner.tree / "baseline" / "constraints.txt").read_text().splitlines()
+    assert f"torch=={metadata.version('torch')}" in pinned
     times = [path.stat().st_mtime_ns for path in records]
     assert runner("Train the baseline, if there is none").returncode == 0
     assert [path.stat().st_mtime_ns for path in records] == times  # there is one: left alone
@@ -276,19 +280,28 @@ def test_the_driver_is_the_oldest_that_the_cuda_of_torch_takes():
     assert int(read(GPU)["env"]["DRIVER"]) == oldest[torch.version.cuda.partition(".")[0]]
 
 
-def test_the_packages_go_into_an_environment_of_the_run(machine):
+@pytest.mark.parametrize(
+    ("has_baseline", "renew", "pinned"),
+    [(False, "false", ""), (True, "false", " -c baseline/constraints.txt"), (True, "true", "")],
+)
+def test_the_packages_go_into_an_environment_of_the_run(has_baseline, renew, pinned, machine):
+    """With the torch of the baseline, unless that is made anew."""
     log = machine.folder / "log"
     own = f'echo "$0 $*" >> {log}'
     machine.has(
         "python",
         f'{own}\nif [ "$2" = venv ]; then mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; fi',
     )
+    machine.environment["RENEW"] = renew
+    if has_baseline:
+        (machine.folder / "baseline").mkdir()
+        (machine.folder / "baseline" / "constraints.txt").write_text("torch==2.14.1\n")
     ran = machine("Install")
     assert ran.returncode == 0, ran.stderr
     made = machine.folder / "temp" / "venv"
     assert log.read_text().splitlines() == [
         f"{machine.programs / 'python'} -m venv {made}",
-        f"{made / 'bin' / 'python'} -m pip install -q -e .[dev]",
+        f"{made / 'bin' / 'python'} -m pip install -q -e .[dev]{pinned}",
     ]
     assert (machine.folder / "path").read_text() == f"{made / 'bin'}\n"
 
@@ -300,6 +313,17 @@ def test_the_cache_holds_the_baseline_and_the_data_alone():
     for step in steps(GPU):
         if "actions/setup-python" in step.get("uses", ""):
             assert not {"cache", "cache-dependency-path"} & set(step["with"])
+
+
+def test_every_dependency_says_from_which_version_on():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for wanted in (project["dependencies"], *project["optional-dependencies"].values()):
+        assert [name for name in wanted if ">=" not in name] == []
+
+
+def test_actions_and_packages_are_watched():
+    watched = read(ROOT / ".github" / "dependabot.yml")["updates"]
+    assert {entry["package-ecosystem"] for entry in watched} == {"github-actions", "pip"}
 
 
 def test_the_gate_on_steps_is_of_replayed_graphs_alone(machine):

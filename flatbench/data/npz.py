@@ -1,8 +1,9 @@
-"""A data set in one .npz file."""
+"""Arrays of .npz files, which anybody may have made or damaged; a data set in one."""
 
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,39 @@ LAYOUTS = (
     ("images", "labels"),
 )
 
+Choose = Callable[[Sequence[str]], Iterable[str]]
+
+
+def arrays(path: Path, choose: Choose = tuple) -> dict[str, NDArray[Any]]:
+    """Return arrays of a file by their names.
+
+    Python objects are code, and are not read.
+
+    Args:
+        path: the file.
+        choose: takes the names that the file has, and returns those of the arrays to read.
+
+    Raises:
+        UsageError: the file is not there or damaged, or one of the arrays cannot be read.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path}: cannot be read: No such file")
+    if not zipfile.is_zipfile(path):
+        raise UsageError(f"{path}: is not an .npz file, or a truncated one")
+    name = ""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = {}
+            for name in choose(file.files):
+                found[name] = file[name]
+    except UsageError:
+        raise
+    # a damaged archive raises whatever its reader, zlib or a header's parser stumbles over
+    except Exception as error:
+        place = f"{path}: {name}" if name else f"{path}"
+        raise UsageError(f"{place}: cannot be read: {in_one_line(error)}") from error
+    return found
+
 
 def read(path: Path) -> tuple[Examples, Examples | None]:
     """Return the training part, and the test part of a file that has one.
@@ -31,12 +65,10 @@ def read(path: Path) -> tuple[Examples, Examples | None]:
     """
     if not path.is_file():
         raise UsageError(f"data.source.npz: there is no file {path}")
-    if not zipfile.is_zipfile(path):
-        raise UsageError(f"{path}: is not an .npz file, or a truncated one")
-    arrays = _arrays(path)
+    found = arrays(path, lambda names: _layout(path, names))
     parts = [
-        Given(arrays[inputs], _flat(arrays[targets]), f"{path}: {inputs}", f"{path}: {targets}")
-        for inputs, targets in zip(list(arrays)[::2], list(arrays)[1::2], strict=True)
+        Given(found[inputs], _flat(found[targets]), f"{path}: {inputs}", f"{path}: {targets}")
+        for inputs, targets in zip(list(found)[::2], list(found)[1::2], strict=True)
     ]
     test = parts[1] if len(parts) > 1 else None
     return examples(parts[0], test, class_labels=False)
@@ -48,27 +80,9 @@ def _flat(targets: NDArray[Any]) -> NDArray[Any]:
     return targets[:, 0] if is_column and np.issubdtype(targets.dtype, np.integer) else targets
 
 
-def _arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """Return the arrays by their names, in the order of the layout that the file has."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            names = next((names for names in LAYOUTS if set(names) <= set(file.files)), ())
-            found = file.files
-            # Python objects are code, and are not read
-            arrays = {name: _array(file, name, path) for name in names}
-    except UsageError:
-        raise
-    except Exception as error:
-        raise UsageError(f"{path}: cannot be read: {in_one_line(error)}") from error
-    if not arrays:
-        layouts = "; or ".join(", ".join(names) for names in LAYOUTS)
-        raise UsageError(f"{path}: must hold {layouts}; got {', '.join(found) or 'no array'}")
-    return arrays
-
-
-def _array(file: Any, name: str, path: Path) -> NDArray[Any]:
-    try:
-        array: NDArray[Any] = file[name]
-    except Exception as error:
-        raise UsageError(f"{path}: {name}: cannot be read: {in_one_line(error)}") from error
-    return array
+def _layout(path: Path, found: Sequence[str]) -> tuple[str, ...]:
+    for names in LAYOUTS:
+        if set(names) <= set(found):
+            return names
+    layouts = "; or ".join(", ".join(names) for names in LAYOUTS)
+    raise UsageError(f"{path}: must hold {layouts}; got {', '.join(found) or 'no array'}")

@@ -84,13 +84,14 @@ class Local:
         handle, name = tempfile.mkstemp(dir=self._mail.name)
         try:
             with os.fdopen(handle, "rb") as mail:
-                task = place.begin(case, job, Path(name))
+                task, record = place.begin(case, job, Path(name)), None
                 while not concurrent.futures.wait([task], timeout=LOOK).done:
-                    _deliver(mail, on_epoch)
+                    # the record comes a moment before the pool says that the task is over
+                    record = _deliver(mail, on_epoch) or record
                     if self._closing.is_set():
                         place.end()  # here, so that the workers of several threads end at once
                         raise CancelledError
-                return _result(task, mail, on_epoch)
+                return record or _result(task, mail, on_epoch)
         finally:
             os.unlink(name)
             self._free.put(place)

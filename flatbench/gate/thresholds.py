@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from flatbench import files
 from flatbench.errors import UsageError
-from flatbench.files import write_atomically
 from flatbench.protocols.protocol import Protocol
 from flatbench.protocols.reading import available, load
 from flatbench.protocols.schema import Check, Reader
@@ -20,6 +20,7 @@ from flatbench.text import plain
 
 LEVEL, GRID_SEEDS = 0.999, 3  # of thresholds, unless it is said
 LEVELS = Check(lambda x: 0.5 < x < 1, "a number between 0.5 and 1")
+_MOST_LOG = 300  # logarithms whose numbers, added up and squared, are finite
 _TWO = Check(lambda x: x >= 2, "a whole number of at least 2")
 _ONE = Check(lambda x: x >= 1, "a whole number of at least 1")
 _NON_NEGATIVE = Check(lambda x: x >= 0, "a number of at least 0")
@@ -185,7 +186,7 @@ def write_thresholds(path: Path, thresholds: Thresholds) -> None:
             f"\n[pairs.{_toml(architecture)}.{_toml(row)}]  # {says}",
             *(f"{k} = {_toml(getattr(pair, k))}" for k in ("base", "n", "mean", "std", "limit")),
         ]
-    write_atomically(path, ("\n".join(lines) + "\n").encode())
+    files.write_atomically(path, ("\n".join(lines) + "\n").encode())
 
 
 def _toml(value: object) -> str:
@@ -206,9 +207,7 @@ def read_thresholds(path: Path) -> Thresholds:
             or of the wrong type.
     """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
+        table = tomllib.loads(files.read(path).decode("utf-8"))
     except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, or too long or deep
         raise UsageError(f"{path}: is not TOML: {error}") from None
     reader = Reader(path)
@@ -228,6 +227,12 @@ def read_thresholds(path: Path) -> Thresholds:
                 for measure, bound in bounds.items()
             },
         )
+    for (architecture, row), found in cells.items():
+        for measure, bound in found.bounds.items():
+            if bound.scale != "linear" and max(abs(bound.mean), bound.std) > _MOST_LOG:
+                at = f"cells.{architecture}.{row}.bounds.{measure}: mean and std"
+                must_be = f"numbers of at most {_MOST_LOG} in size, of scale {bound.scale}"
+                raise reader.error(at, [bound.mean, bound.std], must_be)
     pairs = {
         key: reader.read(PairThreshold, pair, f"{where}.")
         for key, where, pair in _nested(reader, table.pop("pairs", {}), "pairs")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flatbench.data import npz
 from flatbench.errors import UsageError
 from flatbench.files import write_atomically
 from flatbench.sharpness import LossSurface
@@ -22,16 +22,10 @@ def write(path: Path, form: str, arrays: Mapping[str, Any]) -> None:
     """Write named arrays and the name of their format; `numpy.load` reads them, too.
 
     The file is written in whole or not at all.
-
-    Raises:
-        UsageError: the file cannot be written.
     """
     content = io.BytesIO()
     np.savez(content, format=np.array(form), **arrays)
-    try:
-        write_atomically(path, content.getvalue())
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written: {error.strerror}") from None
+    write_atomically(path, content.getvalue())
 
 
 def read(path: Path, form: str, names: Iterable[str]) -> dict[str, Any]:
@@ -40,13 +34,7 @@ def read(path: Path, form: str, names: Iterable[str]) -> dict[str, Any]:
     Raises:
         UsageError: the file cannot be read, has another format or lacks one of ``names``.
     """
-    try:
-        with open(path, "rb") as file:
-            arrays = dict(np.load(file, allow_pickle=False).items())
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
-        raise UsageError(f"{path}: is not a .npz file of arrays: {error}") from None
+    arrays = npz.arrays(path)
     stated = str(arrays.get("format"))
     if stated != form:
         raise UsageError(f"{path}: format must be {form!r}, got {stated!r}")

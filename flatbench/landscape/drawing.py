@@ -33,6 +33,8 @@ from flatbench.protocols.cases import Case
 from flatbench.records.store import Store
 from flatbench.report import style
 
+MOST_POINTS = 10**6
+MOST_SPAN = 1e6
 MOST_CASES = 3  # side by side on a page
 MOST_SPECTRA = len(style.LINES)  # overlaid, each with a line style of its own
 
@@ -174,8 +176,15 @@ def _check(cases: Sequence[Case], view: View) -> None:
         raise UsageError(f"landscape: cases must be 1 to {MOST_CASES}, got {len(cases)}")
     if view.points < 2:
         raise UsageError(f"--points must be a whole number of at least 2, got {view.points}")
-    if not 0 < view.span < float("inf"):
-        raise UsageError(f"--span must be a finite number above 0, got {view.span}")
+    if view.points**view.dimensions > MOST_POINTS:
+        raise UsageError(
+            f"--points must be at most {MOST_POINTS:,} in all, got {view.points:,}"
+            f"{' along each axis' if view.dimensions > 1 else ''}"
+        )
+    if not 0 < view.span <= MOST_SPAN:
+        raise UsageError(
+            f"--span must be a number above 0, at most {MOST_SPAN:,.0f}, got {view.span}"
+        )
     _check_seed(view.seed)
 
 

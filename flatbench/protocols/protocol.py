@@ -20,6 +20,8 @@ from flatbench.protocols.schema import AT_LEAST_ONE, SEEDS, Check
 from flatbench.protocols.tuning import Tuning
 
 _POSITIVE = Check(lambda x: x > 0, "a number above 0")
+# beyond it a perturbed network has no loss that float32 could hold
+_RADIUS = Check(lambda x: 0 < x <= 1e6, "a number above 0, at most 1e6")
 _NON_NEGATIVE = Check(lambda x: x >= 0, "a number of at least 0")
 _FRACTION = Check(lambda x: 0 <= x < 1, "a number in [0, 1)")
 _PART = Check(lambda x: 0 < x < 1, "a number between 0 and 1")
@@ -44,6 +46,7 @@ Optimizer = Annotated[str, _OPTIMIZER]
 ReferenceText = Annotated[str, _REFERENCE]
 Positive = Annotated[float, _POSITIVE]
 NonNegative = Annotated[float, _NON_NEGATIVE]
+Radius = Annotated[float, _RADIUS]
 Fraction = Annotated[float, _FRACTION]
 Count = Annotated[int, AT_LEAST_ONE]
 
@@ -190,7 +193,7 @@ class Sharpness:
     """
 
     # The radius of sam_sharpness, which every epoch records, and of the ascents.
-    rho: Positive = 0.05
+    rho: Radius = 0.05
     # Whether sam_sharpness is ASAM's, relative to |w|.
     adaptive: bool = False
     # Added to |w| in an adaptive sam_sharpness.
@@ -212,11 +215,11 @@ class Sharpness:
     # Where BatchNorm's statistics come from: the running ones, or the examples measured on.
     batchnorm: Literal["eval", "train"] = "eval"
     # The radius of the adaptive ascent, relative to |w|.
-    adaptive_rho: Positive = 0.5
+    adaptive_rho: Radius = 0.5
     # The standard deviation of average_sharpness's noise.
-    sigma: Positive = 0.01
+    sigma: Radius = 0.01
     # That of the adaptive noise, relative to |w|.
-    adaptive_sigma: Positive = 0.1
+    adaptive_sigma: Radius = 0.1
 
 
 @dataclass(frozen=True)

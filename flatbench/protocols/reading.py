@@ -14,7 +14,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from flatbench import components
+from flatbench import components, files
 from flatbench.errors import UsageError
 from flatbench.models import ARCHITECTURES
 from flatbench.protocols import tuning
@@ -48,8 +48,8 @@ PERTURBATION = ("rho", "adaptive", "eta")
 
 # Names of rows, architectures, data sets and protocols become parts of case ids, of file names and
 # of pytest's -k expressions.
-NAME = re.compile(r"[a-z0-9][a-z0-9.+_-]*")
-NAME_MUST_BE = "lower-case letters, digits and any of . + _ - after the first"
+NAME = re.compile(r"[a-z0-9][a-z0-9.+_-]{0,79}")
+NAME_MUST_BE = "lower-case letters, digits and any of . + _ - after the first, at most 80"
 
 
 def available() -> tuple[str, ...]:
@@ -75,9 +75,7 @@ def load(name_or_path: str) -> Protocol:
     if not NAME.fullmatch(path.stem):
         raise UsageError(f"{path}: file name {path.stem!r} must be {NAME_MUST_BE}")
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
+        table = tomllib.loads(files.read(path).decode("utf-8"))
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: is not UTF-8: {error.reason} at byte {error.start}") from None
     except (ValueError, RecursionError) as error:  # TOMLDecodeError, or too long or deep
@@ -110,9 +108,7 @@ class _Reader(Reader):
             model=model,
             optimizers=rows,
             overrides=overrides,
-            sharpness=self.read(
-                Sharpness, self.table(given["sharpness"], "sharpness"), "sharpness."
-            ),
+            sharpness=self.sharpness(self.table(given["sharpness"], "sharpness")),
             reference=self._reference(given, model, rows),
             **self._plain(given),
         )
@@ -139,6 +135,13 @@ class _Reader(Reader):
         if parts.get("compare_with") == Path(self.source).stem:
             raise self.error("compare_with", parts["compare_with"], "the name of another protocol")
         return parts
+
+    def sharpness(self, table: dict[str, Any]) -> Sharpness:
+        found = self.read(Sharpness, table, "sharpness.")
+        if found.batchnorm == "train" and found.examples < 2:
+            must_be = 'at least 2 with batchnorm = "train": one example has no variance'
+            raise self.error("sharpness.examples", found.examples, must_be)
+        return found
 
     def _data(self, table: object) -> Data:
         table = dict(self.table(table, "data"))
@@ -367,7 +370,7 @@ def read_sharpness(table: dict[str, Any], source: str) -> Sharpness:
         UsageError: a value is out of range.
     """
     listed = {k: list(v) if isinstance(v, tuple) else v for k, v in table.items()}
-    return _Reader(source).read(Sharpness, listed, "sharpness.")
+    return _Reader(source).sharpness(listed)
 
 
 def read_row(table: dict[str, Any], name: str, source: str) -> Row:

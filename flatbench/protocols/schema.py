@@ -39,6 +39,7 @@ SEEDS = Check(
 )
 
 # Squares of what is read must be finite too, and whole numbers fit 64 bits as TOML's do.
+LONGEST = 100  # characters of a key that an error shows
 _LARGEST = 1e150
 _LARGEST_INT = 2**63 - 1
 
@@ -196,6 +197,8 @@ def _plain(kind: Any, must_be: str | None) -> Parse:
 @functools.lru_cache(1000)
 def quoted(key: str) -> str:
     """Return a key as TOML would write it."""
+    if len(key) > LONGEST:
+        key = f"{key[:LONGEST]}..."
     return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key)
 
 

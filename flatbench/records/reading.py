@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import gzip
 import json
 import math
+import os
+import re
 import types
 import typing
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from flatbench import files
 from flatbench.errors import UsageError
 from flatbench.protocols.schema import Check, Reader
 from flatbench.records.record import SCHEMA_VERSION, Epoch, Record
 
 _EPOCH = typing.get_type_hints(Epoch, include_extras=True)
 _REQUIRED = [f.name for f in dataclasses.fields(Epoch) if f.default is dataclasses.MISSING]
+
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def _parts(hint: Any) -> tuple[type, tuple[Check, ...]]:
@@ -91,11 +95,11 @@ def read(path: Path) -> list[Record]:
         UsageError: the file cannot be read, is not JSON, or a record in it is not valid.
     """
     try:
-        table = json.loads(_text(path), parse_constant=_refuse_constant)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UsageError(f"{path}: is not a whole gzip file: {error}") from None
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
+        text = files.read(path, files.RECORDS).decode("utf-8")
+        table = json.loads(text, parse_constant=_refuse_constant)
+        if _SURROGATE.search(text):
+            # half of a pair is no character, and could be written nowhere
+            json.dumps(table, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, a bare NaN, or too deep
         raise UsageError(f"{path}: is not JSON: {error}") from None
     if not isinstance(table, dict):
@@ -114,13 +118,6 @@ def read(path: Path) -> list[Record]:
         if "record" in extra:
             records.append(from_json(extra["record"], f"{path}: benchmarks[{i}]"))
     return records
-
-
-def _text(path: Path) -> str:
-    content = path.read_bytes()
-    if path.suffix == ".gz":
-        content = gzip.decompress(content)
-    return content.decode("utf-8")
 
 
 def read_one(path: Path) -> Record:
@@ -155,9 +152,11 @@ def collect(paths: Iterable[Path]) -> list[Record]:
             raise UsageError(f"{path}: no such file or folder")
         seen.append(str(path))
         folder = path / "records" if (path / "records").is_dir() else path
-        is_folder = folder.is_dir()
-        files = sorted(folder.glob("*.json"), key=lambda f: f.name) if is_folder else [path]
-        for file in files:
+        # listdir, since glob takes a folder that it may not read for an empty one
+        names = sorted(os.listdir(folder)) if folder.is_dir() else []
+        inside = [folder / n for n in names if n.endswith(".json") and not n.startswith(".")]
+        found = inside if folder.is_dir() else [path]
+        for file in found:
             records += read(file)
     if not records:
         raise UsageError(f"{', '.join(seen) or 'no path'}: holds no record")

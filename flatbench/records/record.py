@@ -18,7 +18,9 @@ _AT_LEAST_ZERO = Check(lambda x: x >= 0, "a number of at least 0")
 _PLACE = Check(
     lambda xs: len(xs) in (0, 2) and all(x >= 0 for x in xs), "two whole numbers of at least 0"
 )
-_TEXT = Check(bool, "a string that is not empty")
+_TEXT = Check(lambda x: 0 < len(x) <= 300, "a string of 1 to 300 characters")
+_SHORT = Check(lambda x: len(x) <= 300, "a string of at most 300 characters")
+_FEW = Check(lambda x: len(x) <= 200, "a table of at most 200 measures")
 
 Percent = Annotated[float, _PERCENT] | None
 Number = Annotated[float, _AT_LEAST_ZERO] | None
@@ -65,7 +67,8 @@ class Record:
     architecture: Annotated[str, _TEXT]
     optimizer: Annotated[str, _TEXT]
     seed: Annotated[int, _NATURAL]
-    base_row: str | None  # the row that a SAM row is compared with; None for other rows
+    # the row that a SAM row is compared with; None for other rows
+    base_row: Annotated[str, _SHORT] | None
     status: Literal["completed", "diverged", "failed"]
     base: str | None = None  # base optimizer, as "sgd"; of SAM rows too
     reason: str | None = None
@@ -83,8 +86,11 @@ class Record:
     test_error: float | None = None
     best_test_error: float | None = None
     sam_sharpness: Number = None
-    sharpness: dict[str, float | None] = field(default_factory=dict)  # measures of the final w
-    sharpness_history: dict[str, tuple[float | None, ...]] = field(default_factory=dict)
+    sharpness: Annotated[dict[str, float | None], _FEW] = field(default_factory=dict)
+    # measures of the final w
+    sharpness_history: Annotated[dict[str, tuple[float | None, ...]], _FEW] = field(
+        default_factory=dict
+    )
     # measures after each epoch of the history
     measure_failures: dict[str, str] = field(default_factory=dict)
     # why a measure could not be taken, at the end or after an epoch: its value there is None

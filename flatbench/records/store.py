@@ -14,6 +14,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from flatbench.errors import UsageError
+from flatbench.files import check_writable
 from flatbench.protocols.cases import Case
 from flatbench.records.reading import read_one
 from flatbench.records.record import Record
@@ -106,6 +107,8 @@ def _held(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise UsageError(f"{folder}: cannot be written to: {error.strerror}") from None
     try:
+        for name in ("records", "checkpoints"):
+            _probe(folder / name)
         yield
     finally:
         (folder / LOCK).unlink(missing_ok=True)  # before the lock ends: it may be the next one's
@@ -113,6 +116,14 @@ def _held(folder: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):  # not empty
             for parent in made:
                 parent.rmdir()
+
+
+def _probe(folder: Path) -> None:
+    """Say before the training what would be said after it."""
+    try:
+        check_writable(folder / "probe")
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be written to: {error.strerror}") from None
 
 
 def _locked(path: Path) -> int:

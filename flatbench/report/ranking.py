@@ -11,11 +11,13 @@ from flatbench.report.tables import MISSING, Cell, Table
 from flatbench.stats import Correlation, kendall, without_rounding
 from flatbench.text import number
 
+MOST = 500  # runs of a cell that are ranked
+
 
 def correlation(numbers: Numbers, measure: str, against: str = "test_error") -> Correlation | None:
     """Return Kendall's τ between a sharpness measure and an error, or None where it is undefined.
 
-    It counts pairs of runs of two rows on one architecture.
+    It counts pairs of runs of two rows on one architecture, of at most `MOST` seeds a cell.
 
     Args:
         numbers: the numbers of one section.
@@ -35,6 +37,9 @@ def correlation(numbers: Numbers, measure: str, against: str = "test_error") -> 
         error = (100.0 if outcome.unit == "%" else 0.0) - runs[outcome.name]
     runs = runs.assign(error=error)
     runs = runs[runs["error"].notna() & runs[measure].notna()]
+    # Pairs are as many as the square of the runs.
+    cells = runs.sort_values("seed", kind="stable").groupby(["architecture", "optimizer"])
+    runs = cells.head(MOST).sort_index()
     architectures = runs["architecture"].tolist()
     return kendall(
         runs[measure].tolist(),
@@ -63,6 +68,7 @@ def ranking_table(numbers: Numbers) -> Table | None:
         for measure in numbers.measures
     )
     k = len(section.optimizers)
+    is_cut = any(len(records) > MOST for records in section.cells.values())
     return Table(
         f"Does sharpness rank optimizers as {section.outcome.titled(section.evaluation)} does? "
         f"{section.protocol}",
@@ -76,7 +82,8 @@ def ranking_table(numbers: Numbers) -> Table | None:
             "so few rows can suggest an answer, not settle it."
             if k < 6
             else "the rows are a choice, not a sample of all optimizers."
-        ),
+        )
+        + (f" Of cells with more runs, the {MOST} lowest seeds are ranked." if is_cut else ""),
         "measure",
         (*section.architectures, "all runs"),
         rows,

@@ -70,7 +70,7 @@ def _add_tune(commands: argparse._SubParsersAction[Any]) -> None:
 
 def _tune(options: argparse.Namespace) -> int:
     from flatbench.execution import machine_of
-    from flatbench.files import write_atomically
+    from flatbench.files import check_writable, write_atomically
     from flatbench.records.store import Store
     from flatbench.study import tuning_report, winners
     from flatbench.study.trials import tuning_of
@@ -83,6 +83,7 @@ def _tune(options: argparse.Namespace) -> int:
     folder = options.results / f"{protocol.name}-tuning"
     # Whatever is wrong with the output is said before anything trains.
     output = winners.place(protocol, options.output, folder)
+    check_writable(output)
     found = tune(
         protocol,
         options.optimizers,
@@ -289,9 +290,11 @@ def _add_sharpness(commands: argparse._SubParsersAction[Any]) -> None:
 
 def _sharpness(options: argparse.Namespace) -> int:
     from flatbench.execution import Machine
-    from flatbench.files import write_json
+    from flatbench.files import check_writable, write_json
     from flatbench.study import trained
 
+    if options.output is not None:
+        check_writable(options.output)
     protocol = _measured_protocol(options)
     found = trained.measure(
         protocol,

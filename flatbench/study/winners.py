@@ -9,9 +9,8 @@ from typing import Any
 
 import tomli_w
 
-from flatbench import __version__
+from flatbench import __version__, files
 from flatbench.errors import UsageError
-from flatbench.files import write_atomically
 from flatbench.protocols.protocol import Protocol
 from flatbench.protocols.reading import PERTURBATION, file_of
 from flatbench.protocols.tuning import is_key, is_of_method
@@ -56,7 +55,7 @@ def write(tuned: Tuned, output: Path) -> None:
     Raises:
         UsageError: a cell has no winner, or as `place`.
     """
-    write_atomically(place(tuned.protocol, output, output.parent), text(tuned).encode())
+    files.write_atomically(place(tuned.protocol, output, output.parent), text(tuned).encode())
 
 
 def text(tuned: Tuned) -> str:
@@ -146,7 +145,7 @@ def _merge(table: dict[str, Any], values: dict[str, Any]) -> None:
 
 
 def _table(protocol: Protocol) -> dict[str, Any]:
-    return tomllib.loads(file_of(protocol).read_text(encoding="utf-8"))
+    return tomllib.loads(files.read(file_of(protocol)).decode("utf-8"))
 
 
 def _relative_path(table: dict[str, Any]) -> str | None:

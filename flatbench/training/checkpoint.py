@@ -11,7 +11,9 @@ import contextlib
 import hashlib
 import io
 import os
+import pickle
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,26 +36,44 @@ def save(path: Path, state: dict[str, Any]) -> None:
         os.replace(fresh, path)
 
 
-def load(path: Path, key: str) -> dict[str, Any] | None:
-    """Return the newest whole state whose ``state["key"]`` is the key, or None.
+# What reading nonsense raises, in torch's reader and in those who use what it has read.
+NONSENSE = (
+    *(AttributeError, EOFError, LookupError, RuntimeError, TypeError, ValueError),
+    pickle.UnpicklingError,
+)
 
-    A damaged file is reported as a warning that names it, and the previous one used.
+
+def states(path: Path, key: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield the states whose ``state["key"]`` is the key with their files, the newest first.
+
+    A file that is damaged, or holds something else, is reported as a warning that names it.
     """
-    import torch
-
     for candidate in (path, _previous(path)):
         try:
             content = candidate.read_bytes()
         except FileNotFoundError:
             continue
-        if not _is_whole(content):
-            warnings.warn(f"{candidate}: the checkpoint is damaged; not used", stacklevel=2)
-            continue
+        state = _state(content) if _is_whole(content) else None
+        if state is None:
+            refuse(candidate, "the checkpoint is damaged")
+        elif state["key"] == key:
+            yield candidate, state
+
+
+def refuse(path: Path, why: str) -> None:
+    """Warn that a checkpoint is not used."""
+    warnings.warn(f"{path}: {why}; not used", stacklevel=2)
+
+
+def _state(content: bytes) -> dict[str, Any] | None:
+    import torch
+
+    try:
         # the random generators' states are CPU tensors wherever the generators live
-        state: dict[str, Any] = torch.load(io.BytesIO(content[_DIGEST:]), "cpu", weights_only=True)
-        if state["key"] == key:
-            return state
-    return None
+        state = torch.load(io.BytesIO(content[_DIGEST:]), "cpu", weights_only=True)
+    except NONSENSE:
+        return None
+    return state if isinstance(state, dict) and "key" in state else None
 
 
 def whole(path: Path) -> bytes | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import statistics
 import time
 from pathlib import Path
@@ -42,9 +43,13 @@ def reset_peak_memory(where: torch.device) -> None:
     if where.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(where)
-    elif _CLEAR_REFS.exists():
+    elif _can_reset():
         return_freed_memory()
         _CLEAR_REFS.write_text("5")  # resets VmHWM, see proc(5)
+
+
+def _can_reset() -> bool:
+    return os.access(_CLEAR_REFS, os.W_OK)  # a container's /proc may be read-only
 
 
 def peak_memory(where: torch.device) -> float | None:
@@ -54,7 +59,7 @@ def peak_memory(where: torch.device) -> float | None:
     """
     if where.type == "cuda":
         return float(torch.cuda.max_memory_allocated(where))
-    if not _CLEAR_REFS.exists():
+    if not _can_reset():
         return None
     (line,) = (x for x in _STATUS.read_text().splitlines() if x.startswith("VmHWM:"))
     return 1024.0 * int(line.split()[1])

@@ -20,13 +20,14 @@ import torch
 from torch import Tensor
 
 from flatbench import data
+from flatbench.components import in_one_line
 from flatbench.files import write_atomically
 from flatbench.optim import HalfSteps
 from flatbench.protocols.cases import Case
 from flatbench.records import provenance
 from flatbench.records.record import Epoch, Record, of_case
 from flatbench.training import checkpoint, devices, measuring, meter
-from flatbench.training.run import Run, close, load_optimizer
+from flatbench.training.run import Run, close, load_optimizer, snapshot
 from flatbench.training.setup import prepare
 from flatbench.training.step import SUMS, evaluate, rate_factor, set_learning_rates
 from flatbench.training.stepping import enter_training, leave_training
@@ -221,20 +222,39 @@ def _chance(where: torch.device) -> list[Tensor]:
 
 
 def _resume(run: Run, path: Path) -> None:
-    state = checkpoint.load(path, run.key)
-    if state is None:
-        return
+    """Go on from the newest state that fits, or begin."""
+    for file, state in checkpoint.states(path, run.key):
+        put_back, shuffle, crops = snapshot(run), run.shuffle.get_state(), run.crops.get_state()
+        chance = _chance(run.where)
+        try:
+            _take(run, state)
+        except checkpoint.NONSENSE as error:
+            checkpoint.refuse(file, f"the checkpoint does not fit: {in_one_line(error)}")
+            put_back()
+            run.shuffle.set_state(shuffle)
+            run.crops.set_state(crops)
+            _set_chance(chance, run.where)
+        else:
+            return
+
+
+def _set_chance(states: list[Tensor], where: torch.device) -> None:
+    torch.set_rng_state(states[0])
+    if where.type == "cuda":
+        torch.cuda.set_rng_state(states[1], where)
+
+
+def _take(run: Run, state: dict[str, Any]) -> None:
+    history = [Epoch(**epoch) for epoch in state["history"]]
+    sharpness_history, failures = dict(state["sharpness_history"]), dict(state["measure_failures"])
+    resumed_after = [*state["resumed_after"], len(history)]
     run.model.load_state_dict(state["model"])
     load_optimizer(run, state["optimizer"])
     run.shuffle.set_state(state["shuffle"])
     run.crops.set_state(state["crops"])
-    torch.set_rng_state(state["chance"][0])
-    if run.where.type == "cuda":
-        torch.cuda.set_rng_state(state["chance"][1], run.where)
-    run.history = [Epoch(**epoch) for epoch in state["history"]]
-    run.sharpness_history = state["sharpness_history"]
-    run.measure_failures = state["measure_failures"]
-    run.resumed_after = [*state["resumed_after"], len(run.history)]
+    _set_chance(state["chance"], run.where)
+    run.history, run.resumed_after = history, resumed_after
+    run.sharpness_history, run.measure_failures = sharpness_history, failures
 
 
 def _epoch(run: Run, number: int) -> Epoch:
