@@ -101,14 +101,13 @@ def key_of_weights(path: Path) -> str | None:
 @contextlib.contextmanager
 def _held(folder: Path) -> Iterator[None]:
     made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
-    try:
+    with _writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
         handle = _locked(folder / LOCK)
-    except OSError as error:
-        raise UsageError(f"{folder}: cannot be written to: {error.strerror}") from None
     try:
-        for name in ("records", "checkpoints"):
-            _probe(folder / name)
+        for inner in (folder / "records", folder / "checkpoints"):
+            with _writing_to(inner):  # said now, and not after the training
+                check_writable(inner / "probe")
         yield
     finally:
         (folder / LOCK).unlink(missing_ok=True)  # before the lock ends: it may be the next one's
@@ -118,10 +117,10 @@ def _held(folder: Path) -> Iterator[None]:
                 parent.rmdir()
 
 
-def _probe(folder: Path) -> None:
-    """Say before the training what would be said after it."""
+@contextlib.contextmanager
+def _writing_to(folder: Path) -> Iterator[None]:
     try:
-        check_writable(folder / "probe")
+        yield
     except OSError as error:
         raise UsageError(f"{folder}: cannot be written to: {error.strerror}") from None
 
