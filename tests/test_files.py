@@ -162,6 +162,9 @@ def test_a_folder_that_is_closed(capsys):
             files.write_json(closed / "a.json", grid([0])[0].to_json())
             closed.chmod(0)
         other, new = folder / "other", folder / "new"
+        # what the commands import on their way may lie where somebody else may not read
+        says(capsys, "report", folder / "none")
+        says(capsys, "run", "--protocol", "digits", "--results", other / "a.json")
         with as_somebody():
             assert says(capsys, "report", folder) == f"{folder / 'records'}: Permission denied"
             assert says(capsys, "report", other) == f"{other / 'records'}: Permission denied"
