@@ -100,9 +100,8 @@ def recipe(case: Case, model: nn.Module, steps: int) -> Recipe:
         return Recipe(row, where, rule, groups, [rule], layers, steps)
     where_groups = f"{where}.groups"
     function = components.find(row.groups, folder, {}, where_groups)
-    groups = _checked(
-        components.called(function, where_groups, model), model, f"{where_groups}: {row.groups}"
-    )
+    found = components.called(function, where_groups, model, **_asked(function, rule, where_groups))
+    groups = _checked(found, model, f"{where_groups}: {row.groups}")
     rules = []
     for i, group in enumerate(groups):
         if "optimizer" not in group:
@@ -121,6 +120,19 @@ def recipe(case: Case, model: nn.Module, steps: int) -> Recipe:
             _check_names(rules[-1])
     layers = _normalization(model, groups, row, where)
     return Recipe(row, where, rule, groups, rules, layers, steps)
+
+
+def _asked(function: Component, rule: Rule, where: str) -> dict[str, Any]:
+    """Return those of a row's options that its function of groups asks for.
+
+    It asks by a parameter of that name without a default: so one rate, which is tuned, can serve
+    groups with optimizers of their own.
+
+    Raises:
+        UsageError: it asks for something that the row does not have.
+    """
+    options = {k: v for k, v in rule.options.items() if components.needs(function, k)}
+    return components.arguments(function, {}, where, given=options, positional=1)
 
 
 def _normalization(
