@@ -69,7 +69,7 @@ class FilterMuon(Optimizer):
             for p, matrix in zip(group["params"], inner["params"], strict=True):
                 matrix.data = _matrix(p.detach())  # whoever loads weights may have moved them
                 matrix.grad = None if p.grad is None else _matrix(p.grad, like=p)
-        self.muon.step()
+        self.muon.step()  # type: ignore[no-untyped-call]
         for inner in self.muon.param_groups:
             for matrix in inner["params"]:
                 matrix.grad = None  # else zero_grad(set_to_none) would keep it in memory
@@ -79,7 +79,8 @@ class FilterMuon(Optimizer):
 def _matrix(tensor: Tensor, like: Tensor | None = None) -> Tensor:
     """Return a tensor of shape (filters, ...) as (filters, rest), columns as `like` has them."""
     like = tensor if like is None else like
-    inner = sorted(range(1, like.ndim), key=lambda axis: -like.stride(axis))
+    strides = like.stride()
+    inner = sorted(range(1, like.ndim), key=lambda axis: -strides[axis])
     found = tensor.permute(0, *inner)
     # a view of the parameter itself, else steps would be lost; a gradient may be copied
     return found.view(len(found), -1) if like is tensor else found.reshape(len(found), -1)
