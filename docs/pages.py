@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from docs import answers, keys, rates
+from docs import answers, keys, leaderboard, rates
 from flatbench.files import write_atomically
 from flatbench.records.reading import read
 
@@ -20,6 +20,7 @@ RECORDS = DOCS.parent / "results" / "digits" / "baseline.json.gz"
 PAGES: dict[str, Callable[[], str]] = {
     "protocols.md": keys.page,
     "answers.md": answers.page,
+    "leaderboard.md": leaderboard.page,
     "gate.md": lambda: rates.page(read(RECORDS)),
 }
 
