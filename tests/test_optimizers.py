@@ -379,6 +379,17 @@ REFUSED = {
         {"optimizer": "./lion.py:made", "rho": 0.05},
         "TypeError: base_optimizer must be a class",
     ),
+    "momentum-sam without a momentum": (
+        {
+            "optimizer": "torch.optim:Adafactor",
+            "perturbation": {"method": "momentum-sam", "rho": 0.1},
+        },
+        "row: a step raises RuntimeError: MomentumSAM needs a base that keeps its momentum, got",
+    ),
+    "a function that asks for what the row has not": (
+        {**ADAMW, "groups": "./groups.py:asks_for_momentum"},
+        GROUPS + r"'momentum' is missing: \./groups\.py:asks_for_momentum takes momentum",
+    ),
     "Muon on vectors": ({"optimizer": "torch.optim:Muon"}, "ValueError: Muon only supports 2D"),
     "a parameter in no group": (
         {**SGD, "groups": "./groups.py:without_biases"},

@@ -262,13 +262,19 @@ def follows_rates(recipe: Recipe, stepping: Stepping) -> bool:
     """Return whether steps follow the learning rates in the groups, where a schedule sets them.
 
     An optimizer around another one may have groups that the other one does not see.
+
+    Raises:
+        UsageError: a step raised an error of its own.
     """
     with _own_chance():
         whole, halved = _Small(recipe), _Small(recipe)
         _halve_rates(halved)
         for small in (whole, halved):
             torch.default_generator.manual_seed(0)
-            _steps(small, stepping)
+            try:
+                _steps(small, stepping)
+            except Exception as error:
+                raise UsageError(f"{recipe.where}: a step raises {in_one_line(error)}") from error
         return not torch.equal(whole.weights(), halved.weights())
 
 

@@ -82,3 +82,9 @@ def with_lbfgs(model):
 
 def raises(model):
     raise RuntimeError("no\nidea")
+
+
+def asks_for_momentum(model, momentum):
+    return [
+        {"params": list(model.parameters()), "optimizer": "sgd", "lr": 0.1, "momentum": momentum}
+    ]
