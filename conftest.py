@@ -1,5 +1,7 @@
 """flatbench's own pytest plugin, and what this repository's tests and benchmarks add to it."""
 
+from pathlib import Path
+
 import pytest
 
 from flatbench import options
@@ -13,11 +15,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Name the marker of tests that need a GPU."""
+    """Name the markers of tests that need what is not everywhere."""
     config.addinivalue_line("markers", "gpu: needs a CUDA device; skipped where there is none")
+    config.addinivalue_line("markers", "checkout: reads what an sdist leaves out; skipped in one")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU or a checkout where there is none."""
+    skip_without_gpu(config, items)
+    # pyproject.toml says what an sdist holds: neither results/ nor the workflows
+    if not (Path(__file__).parent / "results" / options.PUBLISHED).exists():
+        for item in items:
+            if item.get_closest_marker("checkout"):
+                item.add_marker(pytest.mark.skip(reason="no checkout: results/ is not here"))
+
+
+def skip_without_gpu(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip what needs a GPU where there is none, or where --device cpu says to."""
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:

@@ -1,16 +1,25 @@
-"""The wheel, in an environment of its own outside the checkout, with a user's project beside it.
+"""The sdist and the wheel: what they hold, and the wheel in an environment of its own.
 
-``tox -e wheel`` runs it. The project is docs/project: it trains, derives thresholds, passes its
-gate, and fails it once its optimizer's code is broken.
+``tox -e wheel`` runs it. Beside that environment, outside the checkout, stands a user's project,
+docs/project: it trains, derives thresholds, passes its gate, and fails it once its optimizer's code
+is broken. FLATBENCH_DIST names a folder of a sdist and a wheel. They are taken instead of new ones,
+so that a release publishes what was tested.
 """
 
+import email
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
+
+import flatbench
+from tests.test_project import tracked
 
 ROOT = Path(__file__).parents[1]
 
@@ -36,16 +45,36 @@ def succeeds(command, folder):
 
 
 @pytest.fixture(scope="module")
-def programs(tmp_path_factory):
+def distributions(tmp_path_factory):
+    """The paths of the sdist, and of the wheel that was built from it."""
+    folder = Path(os.environ.get("FLATBENCH_DIST") or tmp_path_factory.mktemp("dist"))
+    if "FLATBENCH_DIST" not in os.environ:
+        succeeds([sys.executable, "-m", "build", "--outdir", folder, ROOT], folder)
+    (sdist,), (wheel,) = folder.glob("flatbench-*.tar.gz"), folder.glob("flatbench-*.whl")
+    return sdist, wheel
+
+
+@pytest.fixture(scope="module")
+def unpacked(distributions, tmp_path_factory):
+    """The sdist's folder, unpacked."""
+    folder = tmp_path_factory.mktemp("unpacked")
+    with tarfile.open(distributions[0]) as sdist:
+        sdist.extractall(folder, filter="data")
+    return folder / f"flatbench-{flatbench.__version__}"
+
+
+@pytest.fixture(scope="module")
+def metadata(distributions):
+    with zipfile.ZipFile(distributions[1]) as wheel:
+        (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+        return email.message_from_bytes(wheel.read(name))
+
+
+@pytest.fixture(scope="module")
+def programs(distributions, tmp_path_factory):
     """The folder of a fresh environment's programs, with the wheel and what it depends on."""
     folder = tmp_path_factory.mktemp("installed")
-    # A copy, since a wheel takes whatever an older build has left in the folder "build".
-    source = folder / "source"
-    others = shutil.ignore_patterns(".*", "build", "results", "*.egg-info", "__pycache__")
-    shutil.copytree(ROOT, source, ignore=others)
-    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder]
-    succeeds([*pip, source], folder)
-    (wheel,) = folder.glob("flatbench-*.whl")
+    wheel = distributions[1]
     succeeds([sys.executable, "-m", "venv", folder / "env"], folder)
     python = folder / "env" / "bin" / "python"
     succeeds([python, "-m", "pip", "install", "--quiet", wheel], folder)
@@ -74,6 +103,53 @@ def grid(programs, project):
     return run([programs / "python", "-m", "pytest", "bench_mine.py", *options], project)
 
 
+def test_the_wheel_holds_the_package_and_no_more(distributions):
+    with zipfile.ZipFile(distributions[1]) as wheel:
+        held = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    assert held == {str(path) for path in tracked("flatbench")}
+
+
+def test_the_sdist_holds_all_but_the_results_and_the_workflows(unpacked, distributions):
+    held = {str(path.relative_to(unpacked)) for path in unpacked.rglob("*") if path.is_file()}
+    left_out = {"results", ".ci", ".github", ".pre-commit-config.yaml"}
+    expected = {str(path) for path in tracked(".") if path.parts[0] not in left_out}
+    assert held == {*expected, "PKG-INFO"}
+    assert distributions[0].stat().st_size < 2**20  # results/ alone would be more
+
+
+def test_an_index_takes_them(distributions):
+    sdist, wheel = distributions
+    twine = [sys.executable, "-m", "twine", "check", "--strict"]
+    said = succeeds([*twine, sdist, wheel], sdist.parent)
+    assert said.count("PASSED") == 2
+    succeeds([sys.executable, "-m", "check_wheel_contents", wheel], sdist.parent)
+
+
+def test_their_version_is_that_of_the_code(distributions, metadata):
+    sdist, _ = distributions
+    assert metadata["Version"] == flatbench.__version__
+    assert sdist.name == f"flatbench-{flatbench.__version__}.tar.gz"
+
+
+def test_the_page_of_an_index_has_no_link_to_a_file_beside_it(metadata):
+    page = metadata.get_payload(decode=True).decode()
+    readme = (ROOT / "README.md").read_text()
+    link = r"\]\((?!https?://)|(?:src|href)=\"(?!https?://)"
+    assert len(re.findall(link, readme)) > 10
+    assert re.findall(link, page) == []
+    assert "EPYC without AVX-512, PyTorch 2.14.1; results/digits/report.md has the" in page
+    assert page.count("\n") == readme.count("\n")
+
+
+def test_a_distributor_can_run_the_tests(unpacked):
+    """All are found; of those that read a file outside of the package, the ones that can run do."""
+    pytest_ = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    assert re.search(r"\d{4} tests collected", succeeds([*pytest_, "--collect-only"], unpacked))
+    files = ("imports", "pages", "project", "published", "readme", "workflows")
+    said = succeeds([*pytest_, *(f"tests/test_{name}.py" for name in files)], unpacked)
+    assert re.search(r"\d\d passed, \d\d skipped", said)
+
+
 def test_it_is_the_wheel_that_is_imported(programs, project):
     code = "import flatbench, torch; print(flatbench.__file__)"
     said = succeeds([programs / "python", "-c", code], project)
@@ -82,7 +158,7 @@ def test_it_is_the_wheel_that_is_imported(programs, project):
 
 
 def test_the_thresholds_name_version_and_sources(thresholds):
-    assert 'commit = "flatbench 0.1.0, sources ' in thresholds.read_text()
+    assert f'commit = "flatbench {flatbench.__version__}, sources ' in thresholds.read_text()
 
 
 def test_the_project_passes_its_gate(programs, project, thresholds):
@@ -109,7 +185,7 @@ def test_an_optimizer_that_is_broken_fails_the_gate_by_an_accuracy(programs, pro
     assert "mine/resnet18/lion/seed0: test_accuracy" in said
     assert "the lower prediction bound of one new seed" in said
     assert "mine/resnet18/adam/seed0" not in said  # Adam's code is whole
-    assert "flatbench 0.1.0, sources" in said
+    assert f"flatbench {flatbench.__version__}, sources" in said
 
 
 def test_records_of_other_code_are_not_taken_for_this_code(programs, project):

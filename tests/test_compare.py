@@ -239,6 +239,7 @@ def accuracies(outcomes):
     return [o for o in outcomes if o.name.endswith(": test_accuracy")]
 
 
+@pytest.mark.checkout
 def test_the_published_grid_twenty_points_lower_fails(published):
     """Its three seeds a cell passed it in silence, while each cell stood by itself."""
     cells = {(r.architecture, r.optimizer) for r in published}
@@ -250,6 +251,7 @@ def test_the_published_grid_twenty_points_lower_fails(published):
     assert all(outcome.drop < 20 for outcome in accuracies(found.outcomes))
 
 
+@pytest.mark.checkout
 @pytest.mark.parametrize("n", [1, 2])
 def test_a_collapse_fails_with_any_number_of_baseline_seeds(published, n):
     """92 to 40, of cells that borrow from their neighbours, and of one that has none."""
@@ -289,6 +291,7 @@ def test_runs_that_repeat_exactly_are_said_to():
     assert len(compare(alone, other).notes) == 1  # other code may give other numbers
 
 
+@pytest.mark.checkout
 def test_the_published_seeds_of_a_cell_tell_its_spread(published):
     """Of the same content only, and under seeds that the baseline lacks."""
     cell = [r for r in published if (r.architecture, r.optimizer) == ("vgg16", "sgd+sam")]

@@ -484,6 +484,7 @@ def test_what_is_chosen_by_name_is_there(file, rows, count):
     assert sum("::" in line for line in done.stdout.splitlines()) == count
 
 
+@pytest.mark.checkout
 @pytest.mark.parametrize(("part", "file"), [("step", "step"), ("trainer", "trainer")])
 def test_the_rows_of_a_benchmark_are_its_table(part, file, tmp_path):
     committed = (ROOT / "results" / "speed" / f"{file}.json").read_text()

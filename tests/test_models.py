@@ -191,7 +191,7 @@ def test_a_file_in_the_folder_is_an_architecture(tmp_path):
 
     package, room = tmp_path / "flatbench", Path(models.__file__).parent
     shutil.copytree(room, package / "models")
-    for module in ("components.py", "errors.py"):
+    for module in ("components.py", "errors.py", "text.py"):
         shutil.copy(room.parent / module, package)
     (package / "__init__.py").write_text("")
     (package / "models" / "linear.py").write_text(

@@ -29,6 +29,7 @@ def test_results_go_where_they_overwrite_nothing_published(tmp_path, monkeypatch
     assert results_folder("results") == Path("results")  # what is asked for is done
 
 
+@pytest.mark.checkout
 def test_nothing_that_a_run_leaves_here_is_git_s_business():
     """The folder of published results says so, and git ignores the one beside them."""
     assert (ROOT / "results" / PUBLISHED).is_file()

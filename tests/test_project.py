@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import flatbench
 from tests.test_imports import PACKAGE, rooms_of
 
 ROOT = Path(__file__).parents[1]
@@ -22,18 +23,12 @@ def tracked(folder):
     return [Path(name) for name in found.stdout.split("\0") if name]
 
 
-def test_a_wheel_holds_every_file_of_the_package():
-    if not (ROOT / ".git").exists():
-        pytest.skip("no checkout")
-    patterns = PROJECT["tool"]["setuptools"]["package-data"]["flatbench"]
-    matched = {path for pattern in patterns for path in PACKAGE.glob(pattern)}
-    data = [ROOT / path for path in tracked("flatbench") if path.suffix != ".py"]
-    assert len(data) > 5
-    assert {path for path in data if path not in matched} == set()
-    assert PACKAGE / "py.typed" in matched
-    # setuptools looks for modules in packages alone
-    modules = [ROOT / path for path in tracked("flatbench") if path.suffix == ".py"]
+def test_every_module_stands_in_a_package():
+    """Without an `__init__.py` mypy and pytest take its folder for another package's."""
+    modules = [path for path in PACKAGE.rglob("*.py") if "__pycache__" not in path.parts]
+    assert len(modules) > 100
     assert {path for path in modules if not path.with_name("__init__.py").exists()} == set()
+    assert (PACKAGE / "py.typed").exists()
 
 
 def test_contributing_names_every_room():
@@ -43,6 +38,7 @@ def test_contributing_names_every_room():
     assert named == rooms
 
 
+@pytest.mark.checkout
 def test_what_contributing_names_is_there():
     paths = re.findall(r"\b(?:flatbench|tests|benchmarks|docs|results)/[\w./-]*\w", PAGE)
     assert len(paths) > 8
@@ -50,9 +46,20 @@ def test_what_contributing_names_is_there():
 
 
 def test_the_version_is_one():
-    version = PROJECT["project"]["version"]
-    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
-    assert f'__version__ = "{version}"' in (PACKAGE / "__init__.py").read_text()
+    """The package says it, the build reads it there, and the citation repeats it."""
+    assert "version" in PROJECT["project"]["dynamic"]
+    assert PROJECT["tool"]["hatch"]["version"]["path"] == "flatbench/__init__.py"
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == flatbench.__version__
+
+
+@pytest.mark.checkout
+def test_the_versions_of_python_that_are_named_are_those_that_ci_runs():
+    prefix = "Programming Language :: Python :: 3."
+    named = {name for name in PROJECT["project"]["classifiers"] if name.startswith(prefix)}
+    workflows = [path.read_text() for path in (ROOT / ".github" / "workflows").glob("*.yml")]
+    found = {version for text in workflows for version in re.findall(r'"(3\.\d\d)"', text)}
+    assert named == {f"Programming Language :: Python :: {version}" for version in found}
+    assert PROJECT["project"]["requires-python"] == f">={min(found)}"
 
 
 def test_no_module_is_longer_than_a_reader_can_hold():

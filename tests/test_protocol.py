@@ -649,6 +649,7 @@ def test_what_bears_on_no_result_moves_no_hash(tmp_path, change):
     assert moved(tmp_path, change) == set()
 
 
+@pytest.mark.checkout
 def test_the_published_results_hashes_stand():
     """A new key at its default must not invalidate what was published before it."""
     published = sorted(RESULTS.glob("*/benchmark.json"))

@@ -11,11 +11,13 @@ from flatbench.records.reading import read
 from tests import tiny
 
 
+@pytest.mark.checkout
 @pytest.mark.parametrize("name", NAMES)
 def test_the_shipped_records_are_the_published_ones(name):
     assert published(load(name)) == read(RESULTS / name / "benchmark.json")
 
 
+@pytest.mark.checkout
 @pytest.mark.parametrize("name", NAMES)
 def test_the_shipped_file_is_what_the_command_makes_and_small(name):
     path = FOLDER / f"{name}.json.gz"

@@ -11,6 +11,8 @@ from flatbench import report
 from flatbench.protocols.reading import available
 from flatbench.records import reading
 
+pytestmark = pytest.mark.checkout
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
 README = (ROOT / "README.md").read_text()

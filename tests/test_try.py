@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import flatbench
 from flatbench import cli
 from flatbench.execution import Machine, local, work
 from flatbench.protocols.cases import Case
@@ -143,7 +144,7 @@ def test_whose_the_other_runs_are(folder, monkeypatch, capsys):
     monkeypatch.setattr("flatbench.study.attempt.published", lambda _: known)
     assert attempt("torch.optim:Adagrad", *options, "--results", "other") == 0
     said = capsys.readouterr().out
-    made = "flatbench 0.1.0 (commit "
+    made = f"flatbench {flatbench.__version__} (commit "
     assert f"the other rows: 2 published runs of the same protocol, made with {made}" in said
     assert "; as here; --train-references trains them here" in said
     assert "to train here" not in said

@@ -1,5 +1,6 @@
 """The workflows: what they may do, and each step's shell lines, run here on a CPU protocol."""
 
+import configparser
 import json
 import os
 import re
@@ -14,14 +15,21 @@ import pytest
 import torch
 import yaml
 
+import flatbench
 from flatbench.gate import check_cells, read_thresholds
 from flatbench.protocols.reading import load
 from tests import tiny
 from tests.synthetic import record
 
+pytestmark = pytest.mark.checkout
+
 ROOT = Path(__file__).parents[1]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 GPU = ROOT / ".github" / "workflows" / "benchmark-gpu.yml"
+RELEASE = ROOT / ".github" / "workflows" / "release.yml"
+# The one job that has a right, and in it the one action that is not GitHub's own: it publishes.
+PUBLISH = ("release", "publish")
+PUBLISHER = "pypa/gh-action-pypi-publish"
 ONE_STEP = "resnet18-sgd-sam-eager]"
 
 
@@ -33,17 +41,26 @@ def steps(path):
     return [step for job in read(path)["jobs"].values() for step in job["steps"]]
 
 
+OURS = r"actions/[a-z-]+(/[a-z]+)?"  # of GitHub itself
+
+
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_workflows_may_read_and_no_more_and_pin_what_they_use(path):
     workflow = read(path)
     assert workflow["permissions"] == {"contents": "read"}
     assert "secrets." not in path.read_text()
-    for job in workflow["jobs"].values():
+    for name, job in workflow["jobs"].items():
+        publishes = (path.stem, name) == PUBLISH
         assert job["timeout-minutes"] <= 180
-        assert "permissions" not in job
+        assert job.get("permissions") == ({"id-token": "write"} if publishes else None)
+        assert ("environment" in job) == publishes
+        used = [step["uses"].partition("@") for step in job["steps"] if "uses" in step]
+        assert all(re.fullmatch(r"[0-9a-f]{40}", commit) for _, _, commit in used)
+        foreign = [action for action, _, _ in used if not re.fullmatch(OURS, action)]
+        assert foreign == ([PUBLISHER] if publishes else [])
+    for line in re.findall(r"^.*\buses:.*$", path.read_text(), flags=re.M):
+        assert re.search(r"@[0-9a-f]{40} # v\d+\.\d+\.\d+$", line)
     for step in steps(path):
-        if "uses" in step:
-            assert re.fullmatch(r"actions/[a-z-]+(/[a-z]+)?@[0-9a-f]{40}", step["uses"])
         if step.get("uses", "").startswith("actions/checkout@"):
             assert step["with"]["persist-credentials"] is False
         # an expression in a script is code from outside; an environment variable is a string
@@ -193,10 +210,10 @@ def test_all_steps_in_turn(runner):
 class Machine:
     """A machine's programs, as scripts on a PATH of its own, for steps to be run with."""
 
-    def __init__(self, folder):
-        self.folder, self.programs = folder, folder / "programs"
+    def __init__(self, folder, workflow=GPU):
+        self.folder, self.programs, self.workflow = folder, folder / "programs", workflow
         self.programs.mkdir()
-        self.environment = read(GPU)["env"] | {
+        self.environment = read(workflow).get("env", {}) | {
             "PATH": f"{self.programs}:/bin:/usr/bin",
             "CC": "a-compiler",
             "RUNNER_TEMP": str(folder / "temp"),
@@ -211,7 +228,7 @@ class Machine:
         (self.programs / name).chmod(0o755)
 
     def __call__(self, name):
-        (script,) = (step["run"] for step in steps(GPU) if step.get("name") == name)
+        (script,) = (step["run"] for step in steps(self.workflow) if step.get("name") == name)
         return subprocess.run(
             ["/bin/bash", "-e", "-c", script],
             cwd=self.folder,
@@ -317,8 +334,38 @@ def test_the_cache_holds_the_baseline_and_the_data_alone():
 
 def test_every_dependency_says_from_which_version_on():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    exact = {"ruff", "mypy"}  # the hooks of a commit and CI say the same
+    own = "flatbench[ray,docs]"
     for wanted in (project["dependencies"], *project["optional-dependencies"].values()):
-        assert [name for name in wanted if ">=" not in name] == []
+        bare = [name for name in wanted if ">=" not in name and name != own]
+        assert {name.partition("==")[0] for name in bare} <= exact
+        assert all(re.fullmatch(r"[a-z]+==\d+\.\d+\.\d+", name) for name in bare)
+    assert own in project["optional-dependencies"]["dev"]
+
+
+def test_the_hooks_of_a_commit_are_the_linter_s_commands_and_versions():
+    """They run what the `dev` extra installed; of these two it names one version."""
+    dev = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for tool in ("ruff", "mypy"):
+        assert f"{tool}=={metadata.version(tool)}" in dev["dev"]
+    tox = configparser.ConfigParser(interpolation=None)
+    tox.read(ROOT / "tox.ini")
+    lines = tox["testenv:lint"]["commands"].replace("\\\n", " ").strip().splitlines()
+    words = [line.replace("{[testenv]python}", "python").split() for line in lines]
+    linter = {
+        tuple(w for w in line if w not in {".", "--check"} and "/" not in w) for line in words
+    }
+    hooks = []
+    for repository in read(ROOT / ".pre-commit-config.yaml")["repos"]:
+        assert repository["repo"] == "local"
+        hooks += repository["hooks"]
+    assert {hook["language"] for hook in hooks} == {"system"}
+    mend = {"--fix", "--force-exclude"}  # a hook may; and it is given the names of files
+    assert {tuple(w for w in hook["entry"].split() if w not in mend) for hook in hooks} == linter
+    assert len(hooks) == len(linter)
+    # every workflow is checked, by the linter as well
+    checked = [Path(word) for line in words for word in line if "/workflows/" in word]
+    assert sorted(path.name for path in checked) == [path.name for path in WORKFLOWS]
 
 
 def test_actions_and_packages_are_watched():
@@ -341,3 +388,73 @@ def test_the_gate_on_steps_is_of_replayed_graphs_alone(machine):
     rows = re.findall(r"test_step\[(.*)\]", done.stdout)
     assert len(rows) == 24
     assert all(row.endswith("+graph") for row in rows)
+
+
+@pytest.fixture
+def releasing(tmp_path):
+    """The release workflow's lines in a folder with the version's file."""
+    (tmp_path / "flatbench").mkdir()
+    shutil.copy(ROOT / "flatbench" / "__init__.py", tmp_path / "flatbench")
+    return Machine(tmp_path, RELEASE)
+
+
+def test_only_a_tag_of_this_repository_releases_and_only_where_it_was_switched_on():
+    workflow = read(RELEASE)
+    assert workflow[True] == {"push": {"tags": ["v*"]}}  # YAML 1.1 reads the key "on" as true
+    build, publish = (workflow["jobs"][name]["if"] for name in ("build", "publish"))
+    assert build == "${{ !github.event.repository.fork }}"
+    assert publish == (
+        "${{ !github.event.repository.fork && vars.PUBLISH_TO_PYPI == 'true' }}"
+    )  # an environment that is missing would be made
+
+
+def test_what_may_publish_runs_no_code_of_ours():
+    """It takes what the other job has checked, and hands it over with the publisher's defaults."""
+    build, publish = (read(RELEASE)["jobs"][name] for name in ("build", "publish"))
+    assert (publish["needs"], publish["environment"]["name"]) == ("build", "pypi")
+    download, upload = publish["steps"]
+    (kept,) = (s["with"] for s in build["steps"] if "upload-artifact" in s.get("uses", ""))
+    assert download["uses"].startswith("actions/download-artifact@")
+    assert download["with"] == {name: kept[name] for name in ("name", "path")}
+    assert kept["path"] == "dist"  # where the publisher looks
+    assert {*upload} == {"uses"}  # neither a password nor `attestations: false`
+
+
+@pytest.mark.parametrize(
+    ("tag", "code"),
+    [(f"v{flatbench.__version__}", 0), (flatbench.__version__, 1), ("v9.9.9", 1), ("v", 1)],
+)
+def test_a_tag_of_another_version_is_refused(tag, code, releasing):
+    releasing.environment["GITHUB_REF_NAME"] = tag
+    ran = releasing("The tag is the version")
+    assert (ran.returncode, ran.stderr) == (code, "")
+    version = flatbench.__version__
+    said = f"the tag is {tag}, the version is {version}; the tag must be v{version}"
+    expected = f"::error file=flatbench/__init__.py::{said}\n" if code else ""
+    assert ran.stdout == expected
+
+
+def test_what_is_built_is_what_is_checked(releasing):
+    names = [step["name"] for step in steps(RELEASE) if "run" in step]
+    assert names == ["The tag is the version", "Build", "Check what was built"]
+    log = releasing.folder / "log"
+    for program in ("python", "tox"):
+        releasing.has(program, f'echo "{program} $* $FLATBENCH_DIST" >> {log}')
+    for name in names[1:]:
+        assert releasing(name).returncode == 0
+    assert log.read_text().splitlines() == [
+        "python -m pip install -q build ",
+        "python -m build --outdir dist ",
+        "python -m pip install -q tox ",
+        f"tox -e wheel {releasing.folder / 'dist'}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("failing", "name"), [("python", "Build"), ("tox", "Check what was built")]
+)
+def test_a_failure_ends_a_release(failing, name, releasing):
+    releasing.has("python", "")
+    releasing.has("tox", "")
+    releasing.has(failing, "exit 3")
+    assert releasing(name).returncode == 3
