@@ -22,6 +22,8 @@ from tests.synthetic import record
 ROOT = Path(__file__).parents[1]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 GPU = ROOT / ".github" / "workflows" / "benchmark-gpu.yml"
+EXAMPLES = ROOT / "docs" / "project" / ".github" / "workflows"
+OWN_ACTION = "./.github/actions/flatbench-gate"
 ONE_STEP = "resnet18-sgd-sam-eager]"
 
 
@@ -42,12 +44,38 @@ def test_workflows_may_read_and_no_more_and_pin_what_they_use(path):
         assert job["timeout-minutes"] <= 180
         assert "permissions" not in job
     for step in steps(path):
-        if "uses" in step:
+        if step.get("uses") == OWN_ACTION:  # the commit's own, which tests/test_action.py holds
+            assert (ROOT / OWN_ACTION / "action.yml").is_file()
+        elif "uses" in step:
             assert re.fullmatch(r"actions/[a-z-]+(/[a-z]+)?@[0-9a-f]{40}", step["uses"])
         if step.get("uses", "").startswith("actions/checkout@"):
             assert step["with"]["persist-credentials"] is False
         # an expression in a script is code from outside; an environment variable is a string
         assert "${{" not in step.get("run", "")
+
+
+def scripts():
+    """Every shell script of the workflows, the action and the examples, by file and step."""
+    for path in (*WORKFLOWS, *sorted(EXAMPLES.glob("*.yml"))):
+        for i, step in enumerate(steps(path)):
+            if "run" in step:
+                yield f"{path.stem}-{step.get('name', i)}", step["run"]
+    for step in read(ROOT / OWN_ACTION / "action.yml")["runs"]["steps"]:
+        if "run" in step:
+            yield f"action-{step['name']}", step["run"]
+    yield "ci", (ROOT / ".ci" / "run").read_text()
+
+
+@pytest.mark.parametrize(("name", "script"), [pytest.param(*one, id=one[0]) for one in scripts()])
+def test_shellcheck_finds_nothing_in_the_scripts(name, script):
+    # SC2153 takes two variables that differ in case for a slip; $pinned is two words or none
+    excluded = "SC2153,SC2086" if name == "benchmark-gpu-Install" else "SC2153"
+    program = Path(sys.executable).with_name("shellcheck")
+    done = subprocess.run(
+        [program, "--shell=bash", f"--exclude={excluded}", "-"],
+        input=script, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "")
 
 
 def test_the_gates_that_are_shipped_must_be_able_to_find_something():
