@@ -69,13 +69,13 @@ def _add_gate(commands: argparse._SubParsersAction[Any]) -> None:
 
 
 def _gate(options: argparse.Namespace) -> int:
+    chosen = (options.architectures, options.optimizers, options.seeds)
+    cases = grid(load(options.protocol), *chosen)  # a slip in it is told before torch is there
     from flatbench.execution import machine_of
     from flatbench.gate import verdict
     from flatbench.records.store import Store
     from flatbench.study import gating
 
-    chosen = (options.architectures, options.optimizers, options.seeds)
-    cases = grid(load(options.protocol), *chosen)
     found = gating.gate(
         cases,
         options.baseline,
