@@ -31,8 +31,6 @@ from flatbench.options import (
 )
 from flatbench.protocols.cases import Case, from_id, grid
 from flatbench.protocols.reading import available, load
-from flatbench.records.quantities import outcome_of, value_of
-from flatbench.records.record import Record
 from flatbench.study import commands as study
 from flatbench.text import did_you_mean, plain
 
@@ -40,6 +38,7 @@ from flatbench.text import did_you_mean, plain
 # `--help` answer at once.
 
 
+PACKED = ".json.gz"
 FORMATS = {"markdown": (".md", ".markdown", ""), "html": (".html", ".htm"), "latex": (".tex",)}
 EXAMPLES = {
     "list": "flatbench list --protocol digits",
@@ -49,7 +48,7 @@ EXAMPLES = {
     "report": "flatbench report results/mine --output mine.html",
     "compare": "flatbench compare before/mine results/mine",
     "landscape": "flatbench landscape digits/vgg16/adam/seed0 digits/vgg16/adam+sam/seed0",
-    "baseline": "flatbench baseline results/mine --output mine.thresholds.toml",
+    "baseline": "flatbench baseline baseline/mine --output mine.thresholds.toml",
     **study.EXAMPLES,
 }
 
@@ -179,12 +178,20 @@ def _reading_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
     landscape.add_argument("--output", type=Path, help="default: RESULTS/PROTOCOL/landscapes")
     landscape.set_defaults(command=_landscape)
 
-    baseline = commands.add_parser("baseline", help="derive thresholds from many seeds' records")
+    baseline = commands.add_parser(
+        "baseline", help="derive thresholds from many seeds' records, or pack the records"
+    )
     baseline.add_argument("paths", nargs="*", type=Path, help="JSON files, or folders of them")
     baseline.add_argument(
         "--reference", metavar="PROTOCOL", help="from its published results: mean − 3 std"
     )
-    baseline.add_argument("--output", type=Path, required=True, help="TOML file to write")
+    baseline.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        help=f"thresholds to write, or a file that ends in {PACKED}: the records, in one file to "
+        "commit and compare with",
+    )
     baseline.add_argument("--level", type=float, help="of each one-sided bound")
     baseline.add_argument(
         "--measures", type=names, help="comma-separated (default: test_accuracy,sam_sharpness)"
@@ -211,30 +218,15 @@ def _list(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     from flatbench import execution
     from flatbench.records.store import Store
+    from flatbench.study.runs import train
 
     cases = _cases(options)
     store = Store(options.results, resume=not options.fresh, keep_weights=options.keep_weights)
-    bad = 0
     machine = execution.machine_of(partial(getattr, options))
-    with store.held(cases), execution.start(cases, machine, store) as run:
-        for case in cases:
-            record = execution.follow(run, case, sys.stderr)
-            bad += record.status != "completed"
-            reused = (
-                " (finished before, not trained again)" if case.id in run.progress.reused else ""
-            )
-            print(f"{record.id}: {_outcome(record)}{reused}", flush=True)
+    records = train(cases, machine, store, partial(print, flush=True))
     folder = options.results / cases[0].protocol.name
     print(f"records: {folder / 'records'}\nnext: flatbench report {folder}")
-    return 1 if bad else 0
-
-
-def _outcome(record: Record) -> str:
-    if record.status != "completed":
-        return record.reason or record.status
-    outcome = outcome_of([record])
-    value = value_of(record, outcome.name)
-    return f"{value:.2f} %" if outcome.unit == "%" else f"{outcome.titled()} {value:.4g}"
+    return 1 if any(record.status != "completed" for record in records) else 0
 
 
 def _info(options: argparse.Namespace) -> int:
@@ -293,6 +285,8 @@ def _format_of(output: Path | None) -> str:
 def _baseline(options: argparse.Namespace) -> int:
     from flatbench import gate
     from flatbench.records import reading
+    from flatbench.records.published import pack
+    from flatbench.records.sections import sections
 
     if options.reference is not None:
         if options.paths or options.level or options.measures or options.grid_seeds:
@@ -300,8 +294,17 @@ def _baseline(options: argparse.Namespace) -> int:
         thresholds = gate.from_reference(load(options.reference))
         gate.write_thresholds(options.output, thresholds)
         return 0
-    level = gate.LEVEL if options.level is None else options.level
     records = reading.collect(options.paths)
+    if options.output.name.endswith(PACKED):
+        for name in ("level", "measures", "grid_seeds"):
+            if getattr(options, name) is not None:
+                option = name.replace("_", "-")
+                raise UsageError(f"--{option} must be left out where --output ends in {PACKED}")
+        # what could not be compared with is refused now
+        kept = [record for section in sections(records) for record in section.records]
+        files.write_atomically(options.output, pack(kept))
+        return 0
+    level = gate.LEVEL if options.level is None else options.level
     seeds = options.grid_seeds or gate.GRID_SEEDS
     made = gate.derive(records, level=level, grid_seeds=seeds, measures=options.measures)
     gate.write_thresholds(options.output, made)
@@ -317,10 +320,9 @@ def _compare(options: argparse.Namespace) -> int:
     found = compare.against(baseline, reading.collect(options.current), alarm)
     found = verdict.demand(found, options.require_power)
     print(verdict.text(found))
-    summary = verdict.markdown(found)
-    verdict.add_to_step_summary(summary)
+    verdict.add_to_step_summary(found)
     if options.summary is not None:
-        files.write_atomically(options.summary, summary.encode())
+        files.write_atomically(options.summary, verdict.markdown(found).encode())
     return found.exit_code
 
 

@@ -129,5 +129,5 @@ def test_gate(
         found = compare.against(flatbench_baseline, flatbench_records)
     except UsageError as error:
         pytest.fail(str(error), pytrace=False)
-    verdict.add_to_step_summary(verdict.markdown(found))
+    verdict.add_to_step_summary(found)
     flatbench_hold(found.outcomes, found.notes)

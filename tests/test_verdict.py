@@ -1,4 +1,5 @@
 import math
+import re
 
 import pytest
 
@@ -78,13 +79,78 @@ def test_text_is_a_table_of_what_passed_then_a_line_each_and_the_verdict_last():
     assert brief.splitlines()[-1] == lines[-1]
 
 
+def many(number, length=20):
+    """As many failures, passed checks and blind ones, with lines that long."""
+    line = HOSTILE + "é" * length
+    failed = [Outcome(f"a/{i}", "failed", f"a/{i}: {line}", (ROW,)) for i in range(number)]
+    passed = [Outcome(f"b/{i}", "passed", f"b/{i}: {line}", (ROW,), 5.0) for i in range(number)]
+    blind = [Outcome(f"c/{i}", "can't check", f"c/{i}: {line}") for i in range(number)]
+    return made(*failed, *passed, *blind, notes=(line,) * number)
+
+
+def test_markdown_has_a_table_of_the_failures_then_of_the_accuracies():
+    worse = Outcome("a/d: sam_sharpness", "failed", "worse", (Row("a/d", "1", "9", "2", "3"),))
+    speed = Outcome("a/e: time", "passed", "fine", (Row("a/e", "1", "1", "2", "3"),))
+    lines = module.markdown(made(FINE, speed, worse)).splitlines()
+    rows = [[c.strip() for c in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
+    assert rows[0] == ["check", "baseline", "now", "limit", "finds 9 times out of 10", "result"]
+    assert [(row[0], row[-1]) for row in rows[2:]] == [
+        ("a/d", "failed"),
+        ("a/b: test_accuracy", "passed"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("most", "number", "length"),
+    [(module.COMMENT, 500, 20), (module.COMMENT, 500, 5000), (module.STEP_SUMMARY, 2000, 5000)],
+)
+def test_markdown_that_is_bounded_keeps_the_verdict_and_the_first_failures(most, number, length):
+    verdict = many(number, length)
+    text = module.markdown(verdict, most, "Where the rest is.")
+    assert most / 2 < len(text.encode()) <= most
+    assert text.startswith(
+        f"## A gate: fail: {number} of {3 * number} checks failed, and {number} "
+    )
+    assert "- a/0: " in text
+    assert re.search(r"\n\nand [\d,]+ more\n", text)
+    assert text.endswith("\nWhere the rest is.\n")
+    assert text.count("<details>") == text.count("</details>") == 3
+
+
+def test_what_fits_is_whole():
+    assert module.markdown(MIXED, module.COMMENT) == module.markdown(MIXED)
+    assert "more" not in module.markdown(many(9, 5000))
+    assert len(module.markdown(many(9, 5000))) > 9 * 3 * 5000
+
+
+def test_a_verdict_for_programs():
+    assert MIXED.to_json() == {
+        "verdict": "fail",
+        "sentence": "fail: 1 of 3 checks failed, and 1 could not have failed",
+        "title": "A gate",
+        "false_alarm_rate": 0.048,
+        "checks": [
+            {"name": o.name, "result": o.result, "line": o.line} for o in (FINE, BLIND, WORSE)
+        ],
+        "not_checked": [f"{HOSTILE}: no baseline", "alone"],
+    }
+
+
 def test_step_summary_is_appended_where_github_asks_for_it(tmp_path):
     path = tmp_path / "summary.md"
     environment = {"GITHUB_STEP_SUMMARY": str(path)}
-    assert module.add_to_step_summary("one ± 1", environment)
-    assert module.add_to_step_summary("two", environment)
-    assert path.read_text(encoding="utf-8") == "one ± 1\ntwo\n"
-    assert not module.add_to_step_summary("x", {})
+    assert module.add_to_step_summary(MIXED, environment=environment)
+    assert module.add_to_step_summary(made(FINE), "More.", environment)
+    one, other = module.markdown(MIXED), module.markdown(made(FINE), details="More.")
+    assert path.read_text(encoding="utf-8") == f"{one}\n{other}\n"
+    assert not module.add_to_step_summary(MIXED, environment={})
+
+
+def test_a_step_summary_leaves_room_for_what_is_there(tmp_path):
+    path = tmp_path / "summary.md"
+    path.write_text("x" * 500_000)
+    module.add_to_step_summary(many(2000, 5000), environment={"GITHUB_STEP_SUMMARY": str(path)})
+    assert 900_000 < path.stat().st_size <= module.STEP_SUMMARY
 
 
 def test_a_grid_is_judged_by_cases_cells_and_pairs():

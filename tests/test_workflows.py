@@ -30,6 +30,8 @@ RELEASE = ROOT / ".github" / "workflows" / "release.yml"
 # The one job that has a right, and in it the one action that is not GitHub's own: it publishes.
 PUBLISH = ("release", "publish")
 PUBLISHER = "pypa/gh-action-pypi-publish"
+EXAMPLES = ROOT / "docs" / "project" / ".github" / "workflows"
+OWN_ACTION = "./.github/actions/flatbench-gate"
 ONE_STEP = "resnet18-sgd-sam-eager]"
 
 
@@ -54,17 +56,45 @@ def test_workflows_may_read_and_no_more_and_pin_what_they_use(path):
         assert job["timeout-minutes"] <= 180
         assert job.get("permissions") == ({"id-token": "write"} if publishes else None)
         assert ("environment" in job) == publishes
-        used = [step["uses"].partition("@") for step in job["steps"] if "uses" in step]
+        # the commit's own action is held by tests/test_action.py
+        uses = [step["uses"] for step in job["steps"] if step.get("uses", OWN_ACTION) != OWN_ACTION]
+        used = [text.partition("@") for text in uses]
         assert all(re.fullmatch(r"[0-9a-f]{40}", commit) for _, _, commit in used)
         foreign = [action for action, _, _ in used if not re.fullmatch(OURS, action)]
         assert foreign == ([PUBLISHER] if publishes else [])
     for line in re.findall(r"^.*\buses:.*$", path.read_text(), flags=re.M):
-        assert re.search(r"@[0-9a-f]{40} # v\d+\.\d+\.\d+$", line)
+        assert OWN_ACTION in line or re.search(r"@[0-9a-f]{40} # v\d+\.\d+\.\d+$", line)
     for step in steps(path):
+        if step.get("uses") == OWN_ACTION:
+            assert (ROOT / OWN_ACTION / "action.yml").is_file()
         if step.get("uses", "").startswith("actions/checkout@"):
             assert step["with"]["persist-credentials"] is False
         # an expression in a script is code from outside; an environment variable is a string
         assert "${{" not in step.get("run", "")
+
+
+def scripts():
+    """Every shell script of the workflows, the action and the examples, by file and step."""
+    for path in (*WORKFLOWS, *sorted(EXAMPLES.glob("*.yml"))):
+        for i, step in enumerate(steps(path)):
+            if "run" in step:
+                yield f"{path.stem}-{step.get('name', i)}", step["run"]
+    for step in read(ROOT / OWN_ACTION / "action.yml")["runs"]["steps"]:
+        if "run" in step:
+            yield f"action-{step['name']}", step["run"]
+    yield "ci", (ROOT / ".ci" / "run").read_text()
+
+
+@pytest.mark.parametrize(("name", "script"), [pytest.param(*one, id=one[0]) for one in scripts()])
+def test_shellcheck_finds_nothing_in_the_scripts(name, script):
+    # SC2153 takes two variables that differ in case for a slip; $pinned is two words or none
+    excluded = "SC2153,SC2086" if name == "benchmark-gpu-Install" else "SC2153"
+    program = Path(sys.executable).with_name("shellcheck")
+    done = subprocess.run(
+        [program, "--shell=bash", f"--exclude={excluded}", "-"],
+        input=script, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "")
 
 
 def test_the_gates_that_are_shipped_must_be_able_to_find_something():

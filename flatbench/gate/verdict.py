@@ -8,13 +8,25 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Final, Literal
 
 from tabulate import tabulate
 
 from flatbench.text import markdown_text, plain
 
 Result = Literal["passed", "failed", "can't check"]
+
+STEP_SUMMARY: Final = 2**20
+"""Bytes that a step's summary may have on GitHub; a longer one is not shown at all.
+
+https://docs.github.com/en/actions/using-workflows/workflow-commands-for-github-actions#step-isolation-and-limits
+"""
+
+COMMENT: Final = 64_000
+"""Bytes of a comment. GitHub takes 65,536 characters: whoever posts it may write a line above."""
+
+LONGEST: Final = 1_000
+"""Characters of a line where the text is bounded: a failure's reason may be of any length."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +96,28 @@ class Verdict:
         """1 with a failure, else 0. (2, unusable input, is a `UsageError`.)"""
         return 1 if self.failures else 0
 
+    @property
+    def sentence(self) -> str:
+        """The verdict and how many checks it is of: "pass: none of 12 checks failed"."""
+        failed, blind, total = (len(o) for o in (self.failures, self.blind, self.outcomes))
+        if not total:
+            return "can't tell: nothing was checked"
+        said = f"{failed} of {total} checks failed" if failed else f"none of {total} checks failed"
+        if blind:
+            said += f", {'and' if failed else 'but'} {blind} could not have failed"
+        return f"{self.result}: {said}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the verdict, every check and what was not checked, for a program to read."""
+        return {
+            "verdict": self.result,
+            "sentence": self.sentence,
+            "title": self.title,
+            "false_alarm_rate": self.false_alarm_rate,
+            "checks": [{"name": o.name, "result": o.result, "line": o.line} for o in self.outcomes],
+            "not_checked": list(self.notes),
+        }
+
 
 def demand(verdict: Verdict, points: float | None) -> Verdict:
     """Return a verdict in which what ``--require-power`` asks for and is not there has failed."""
@@ -113,28 +147,79 @@ def demanded(outcome: Outcome, points: float | None) -> Outcome:
     return dataclasses.replace(outcome, result="failed", line=line)
 
 
-def markdown(verdict: Verdict) -> str:
-    """Return a verdict as GitHub's markdown: the failures first, all else folded away."""
-    parts = [
-        f"## {markdown_text(verdict.title)}: {_counted(verdict)}\n",
+def markdown(verdict: Verdict, most: int | None = None, details: str | None = None) -> str:
+    """Return a verdict as GitHub's markdown.
+
+    The verdict comes first, then the failures and a table of what the runs are judged by; all else
+    is folded away.
+
+    Args:
+        verdict: what a gate said.
+        most: bytes that the text may have. Each list takes at most half of what is left, so what
+            passed cannot crowd out what failed; what does not fit is counted, and long lines are
+            cut. None means no limit.
+        details: markdown for the last line: where the rest is.
+    """
+    head = (
+        f"## {markdown_text(_cut(verdict.title, most))}: {verdict.sentence}\n\n"
         f"Without a regression a whole grid fails at most {percent(verdict.false_alarm_rate)} "
-        "of the time (diverged and failed runs apart).\n",
+        "of the time (diverged and failed runs apart).\n"
+    )
+    end = "" if details is None else f"\n{details}\n"
+    # what stands around the lists, and the line that counts what is left out, take the difference
+    room = math.inf if most is None else most - len((head + end).encode()) - 1_024
+
+    def listed(lines: Iterable[str]) -> list[str]:
+        return [f"- {markdown_text(_cut(line, most))}" for line in lines]
+
+    lists = {
+        "Failed": listed(o.line for o in verdict.failures),
+        "Table": _table_lines(verdict, most),
+        "Could not have failed": listed(o.line for o in verdict.blind),
+        "Passed": listed(o.line for o in verdict.outcomes if o.passed),
+        "Not checked": listed(verdict.notes),
+    }
+    parts = [head]
+    for heading, lines in lists.items():
+        if not lines:
+            continue
+        kept = _within(lines, room / 2)
+        room -= sum(len(line.encode()) + 1 for line in kept)
+        text = "\n".join(kept)
+        if heading not in ("Failed", "Table"):
+            opening = f"<details><summary>{heading} ({len(lines)})</summary>"
+            text = f"{opening}\n\n{text}\n\n</details>"
+        parts.append(f"{text}\n")
+    return "\n".join(parts) + end
+
+
+def _table_lines(verdict: Verdict, most: int | None) -> list[str]:
+    """Return the lines of a table: the failures, then all other checks of a cell's accuracy."""
+    order: tuple[Result, ...] = ("failed", "can't check", "passed")
+    rows = [
+        [*(markdown_text(_cut(cell, most)) for cell in dataclasses.astuple(row)), result]
+        for result in order
+        for outcome in verdict.outcomes
+        if outcome.result == result and (outcome.failed or outcome.drop is not None)
+        for row in outcome.rows
     ]
-    if verdict.failures:
-        parts.append("".join(f"- {markdown_text(o.line)}\n" for o in verdict.failures))
-    blind = [outcome.line for outcome in verdict.blind]
-    passed = [outcome.line for outcome in verdict.outcomes if outcome.passed]
-    for heading, lines in (
-        ("Could not have failed", blind),
-        ("Passed", passed),
-        ("Not checked", verdict.notes),
-    ):
-        if lines:
-            listed = "".join(f"- {markdown_text(line)}\n" for line in lines)
-            parts.append(
-                f"<details><summary>{heading} ({len(lines)})</summary>\n\n{listed}\n</details>\n"
-            )
-    return "\n".join(parts)
+    header = ("check", "baseline", "now", "limit", "finds 9 times out of 10", "result")
+    made = tabulate(rows, header, tablefmt="pipe", disable_numparse=True)
+    return made.splitlines() if rows else []
+
+
+def _cut(line: str, most: int | None) -> str:
+    return line if most is None or len(line) <= LONGEST else f"{line[: LONGEST - 1]}…"
+
+
+def _within(lines: list[str], room: float) -> list[str]:
+    """Return as many lines as have room, in bytes, and if need be one that counts the others."""
+    used = 0
+    for i, line in enumerate(lines):
+        used += len(line.encode()) + 1
+        if used > room:
+            return [*lines[:i], "", f"and {len(lines) - i:,} more"]
+    return lines
 
 
 def text(verdict: Verdict, *, brief: bool = False) -> str:
@@ -150,7 +235,7 @@ def text(verdict: Verdict, *, brief: bool = False) -> str:
     lines += [f"not checked: {plain(note)}" for note in verdict.notes]
     lines += [f"can't check: {plain(outcome.line)}" for outcome in verdict.blind]
     lines += [f"FAILED {plain(outcome.line)}" for outcome in verdict.failures if not brief]
-    lines.append(f"{plain(verdict.title)}: {_counted(verdict)}")
+    lines.append(f"{plain(verdict.title)}: {verdict.sentence}")
     if verdict.outcomes:
         rate = percent(verdict.false_alarm_rate)
         lines[-1] += f"; a grid without a regression fails at most {rate} of the time"
@@ -167,26 +252,25 @@ def table(rows: Iterable[Row]) -> str:
     )
 
 
-def _counted(verdict: Verdict) -> str:
-    failed, blind, total = (len(o) for o in (verdict.failures, verdict.blind, verdict.outcomes))
-    if not total:
-        return "can't tell: nothing was checked"
-    said = f"{failed} of {total} checks failed" if failed else f"none of {total} checks failed"
-    if blind:
-        said += f", {'and' if failed else 'but'} {blind} could not have failed"
-    return f"{verdict.result}: {said}"
-
-
 def percent(rate: float) -> str:
     """Return a rate as "4.8 %"."""
     return f"{100 * rate:.1f} %"
 
 
-def add_to_step_summary(summary: str, environment: Mapping[str, str] = os.environ) -> bool:
-    """Append markdown to the file named by ``GITHUB_STEP_SUMMARY``; return whether one is."""
-    path = environment.get("GITHUB_STEP_SUMMARY")
-    if not path:
+def add_to_step_summary(
+    verdict: Verdict,
+    details: str | None = None,
+    environment: Mapping[str, str] = os.environ,
+) -> bool:
+    """Append a verdict to the file named by ``GITHUB_STEP_SUMMARY``; return whether one is.
+
+    What is there already, and then what GitHub shows, leave the room that it has.
+    """
+    name = environment.get("GITHUB_STEP_SUMMARY")
+    if not name:
         return False
-    with Path(path).open("a", encoding="utf-8") as file:
-        file.write(summary + "\n")
+    path = Path(name)
+    used = path.stat().st_size if path.exists() else 0
+    with path.open("a", encoding="utf-8") as file:
+        file.write(markdown(verdict, STEP_SUMMARY - used - 1, details) + "\n")
     return True

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 from flatbench import options as shared
 from flatbench.errors import UsageError
 from flatbench.options import (
+    GATE,
+    GRID,
     MACHINE,
     RESULTS,
     SELECTION,
@@ -25,6 +27,7 @@ from flatbench.options import (
     names,
     natural,
 )
+from flatbench.protocols.cases import grid
 from flatbench.protocols.protocol import Measure, Protocol
 from flatbench.protocols.reading import load, read_sharpness
 from flatbench.records.quantities import NORMALISED
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from flatbench.study.answer import Answer
 
 EXAMPLES: Final = {
+    "gate": "flatbench gate --protocol mine.toml --baseline mine.baseline.json.gz",
     "tune": "flatbench tune digits --optimizers adam,adam+sam",
     "try": "flatbench try ./lion.py:Lion --tune lr=1e-5..1e-2 weight_decay=0,0.01,0.1",
     "check": "flatbench check ./mysam.py:MySAM --options rho=0.1",
@@ -43,10 +47,46 @@ EXAMPLES: Final = {
 
 def add(commands: argparse._SubParsersAction[Any]) -> None:
     """Add the commands to the command line."""
+    _add_gate(commands)
     _add_tune(commands)
     _add_try(commands)
     _add_check(commands)
     _add_sharpness(commands)
+
+
+def _add_gate(commands: argparse._SubParsersAction[Any]) -> None:
+    gate = commands.add_parser("gate", help="train a grid and hold it to a baseline, as CI does")
+    shared.add(gate.add_argument, SELECTION, MACHINE, WORKERS, RESULTS)
+    gate.add_argument(
+        "--baseline",
+        type=Path,
+        help="records (JSON, .json.gz, a folder), or thresholds (default: PROTOCOL.thresholds.toml "
+        "beside the protocol)",
+    )
+    gate.add_argument("--details", metavar="MARKDOWN", help="the last line of gate-comment.md")
+    shared.add(gate.add_argument, {"resume": GRID["resume"]}, GATE)
+    gate.set_defaults(command=_gate)
+
+
+def _gate(options: argparse.Namespace) -> int:
+    chosen = (options.architectures, options.optimizers, options.seeds)
+    cases = grid(load(options.protocol), *chosen)  # a slip in it is told before torch is there
+    from flatbench.execution import machine_of
+    from flatbench.gate import verdict
+    from flatbench.records.store import Store
+    from flatbench.study import gating
+
+    found = gating.gate(
+        cases,
+        options.baseline,
+        machine_of(partial(getattr, options)),
+        Store(options.results, resume=options.resume),
+        power=options.require_power,
+        details=options.details,
+    )
+    folder = options.results / cases[0].protocol.name
+    print(f"every check: {folder / 'gate.md'}\n{verdict.text(found)}")
+    return found.exit_code
 
 
 def _add_tune(commands: argparse._SubParsersAction[Any]) -> None:
