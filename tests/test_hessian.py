@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from scipy.integrate import trapezoid  # numpy has it by this name since 2.0
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch.nn.functional import cross_entropy
 
@@ -179,9 +180,9 @@ def test_spectral_density_follows_the_dense_spectrum():
     width = 0.05 * np.ptp(values)
     grid = np.linspace(values[0] - 6 * width, values[-1] + 6 * width, 2000)
     density = found.density(grid, width)
-    assert np.trapezoid(density, grid) == pytest.approx(1, abs=1e-6)
+    assert trapezoid(density, grid) == pytest.approx(1, abs=1e-6)
     exact = stats.norm.pdf(grid[:, None], values, width).mean(axis=1)
-    assert np.trapezoid(np.abs(density - exact), grid) < 0.05  # total variation, of at most 2
+    assert trapezoid(np.abs(density - exact), grid) < 0.05  # total variation, of at most 2
 
 
 def test_a_probe_that_exhausts_its_space_stops_there():
