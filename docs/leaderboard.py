@@ -46,14 +46,15 @@ A row is handed in as a pull request with its records. It holds
 
    ```bash
    flatbench tune torch-optim --optimizers NAME --results trials
-   python -m docs.publish results/torch-optim-tuning/trials-NAME.json.gz trials/torch-optim-tuning
+   flatbench baseline trials/torch-optim-tuning \\
+       --output results/torch-optim-tuning/trials-NAME.json.gz
    ```
 
 3. its records with the protocol's seeds, trained once, by committed code:
 
    ```bash
    flatbench run --protocol torch-optim --optimizers NAME --results runs
-   python -m docs.publish results/torch-optim/NAME.json.gz runs/torch-optim
+   flatbench baseline runs/torch-optim --output results/torch-optim/NAME.json.gz
    ```
 
 4. this page, as `tox -e docs` makes it anew.

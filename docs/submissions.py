@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from flatbench.errors import UsageError
 from flatbench.protocols.cases import grid
-from flatbench.protocols.protocol import Protocol
+from flatbench.protocols.protocol import Protocol, Row
 from flatbench.protocols.tuning import with_values
 from flatbench.records.reading import collect, read
 from flatbench.records.record import Record
@@ -95,12 +97,17 @@ def check_tuning(protocol: Protocol, folder: Path) -> int:
     tuned = Tuned(protocol, tuple(records), rows, architectures)
     for row, architecture in tuned.trials:
         own, best = protocol.optimizer(row, architecture), tuned.best(row, architecture)
-        if best is not None and own != with_values(own, best.values):
+        if best is not None and _as_json(own) != _as_json(with_values(own, best.values)):
             raise UsageError(
                 f"protocol {protocol.name!r}: {row} on {architecture} must have the values of "
                 f"{trial_name(row, best.number)}, its best trial: {dict(best.values)}"
             )
     return len(records)
+
+
+def _as_json(row: Row) -> str:
+    """Return a row as text, in which a list of the protocol's file and a tuple are the same."""
+    return json.dumps(dataclasses.asdict(row))
 
 
 def files_of(folder: Path) -> list[Path]:
