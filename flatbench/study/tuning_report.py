@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from flatbench.protocols.tuning import Range
 from flatbench.report import style
 from flatbench.report.formats.markdown import table
-from flatbench.report.panels import whole_numbers
+from flatbench.report.panels import legend, whole_numbers
 from flatbench.report.tables import MISSING, Cell, Table
 from flatbench.stats import summary
 from flatbench.study.trials import tuning_of
@@ -225,13 +225,15 @@ def budgets(tuned: Tuned) -> Figure:
                     best,
                     color=looks[row].colour,
                     linestyle=looks[row].line,
+                    marker=looks[row].marker,
+                    markerfacecolor=looks[row].face,
                     label=figure_text(row),
                 )
             axes.set_title(figure_text(architecture))
             axes.set_xlabel("trials")
             whole_numbers(axes.xaxis)
         panels[0].set_ylabel(f"expected best {tuned.outcome.titled('validation')}")
-        panels[0].legend()
+        legend(figure, panels)
     return figure
 
 
