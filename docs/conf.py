@@ -27,8 +27,6 @@ include_patterns = [
 # Folders that Sphinx need not walk: those of environments have a hundred thousand files.
 exclude_patterns = [".*", "build", "dist", "baseline", "results/local", "**/records", "tests"]
 
-# A report begins below h1, since several of them can be one text.
-suppress_warnings = ["myst.header"]
 nitpicky = True
 # Sphinx would need the inventories of these projects, which are on the network.
 nitpick_ignore_regex = [
@@ -51,6 +49,9 @@ html_css_files = ["flatbench.css"]
 html_extra_path = ["site/root"]  # the way from the top of the site to the first page
 html_copy_source = False
 html_show_sphinx = False
+html_show_copyright = False
+html_use_index = False
+html_domain_indices = False
 html_theme_options = {
     f"{scheme}_css_variables": {
         "color-brand-primary": brand,

@@ -55,7 +55,8 @@ def as_myst(text: str) -> str:
 
 def _read(_: Sphinx, name: str, source: list[str]) -> None:
     if name.startswith("results/"):
-        source[0] = as_myst(source[0])
+        folder, what = name.split("/")[1:]
+        source[0] = f"# {folder}: {what}\n\n{as_myst(source[0])}"
 
 
 def _escape(
