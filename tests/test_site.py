@@ -43,7 +43,7 @@ def build(source, folder, *options):
         capture_output=True,
         text=True,
         check=False,
-        timeout=600,
+        timeout=1200,
     )
 
 
@@ -91,13 +91,14 @@ def test_every_page_can_be_reached_from_the_first(site, pages):
 
 
 def test_every_link_and_anchor_is_there(pages):
+    ids = {path: {e["id"] for e in page.find_all(id=True)} for path, page in pages.items()}
     missing, checked = [], 0
     for path, page in pages.items():
         for file, anchor in links(path, page):
             checked += 1
             if not file.is_file():
                 missing.append(f"{path.name}: {file}")
-            elif anchor and file in pages and pages[file].find(id=anchor) is None:
+            elif anchor and anchor not in ids.get(file, {anchor}):
                 missing.append(f"{path.name}: {file.name}#{anchor}")
     assert checked > 1000
     assert missing == []
@@ -127,14 +128,14 @@ def test_a_page_loads_nothing_from_another_host(site, pages):
 
 def test_a_page_has_one_heading_and_a_title(site, pages):
     for path, page in pages.items():
-        if path != site / "index.html":
+        assert page.title.text.strip(), path
+        if path not in (site / "index.html", site / "search.html"):
             assert len(page.find_all("h1")) == 1, path
-            assert page.title.text.strip()
 
 
 def test_formulas_are_drawn_by_the_browser(site, pages):
     page = pages[site / "docs" / "sharpness.html"]
-    assert len(page.find_all("math")) > 30
+    assert len(page.find_all("math")) > 20
     assert "$" not in page.find("article").text
     assert [p for p in pages.values() for s in p.find_all("script") if "mathjax" in str(s)] == []
 
@@ -185,10 +186,12 @@ BREAKS = {
 
 def test_a_broken_link_ends_the_build(tmp_path):
     source = tmp_path / "checkout"
-    ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "docs", source / "docs", ignore=ignored)
-    for name in ("results", "flatbench", "CHANGELOG.md", "CONTRIBUTING.md", "pyproject.toml"):
-        (source / name).symlink_to(ROOT / name)
+    ignored = shutil.ignore_patterns("__pycache__", "local", "records", "*.png", "*.npz", "*.gz")
+    for name in ("docs", "results"):
+        shutil.copytree(ROOT / name, source / name, ignore=ignored)
+    for name in ("CHANGELOG.md", "CONTRIBUTING.md", "pyproject.toml"):
+        shutil.copy(ROOT / name, source)
+    (source / "flatbench").symlink_to(ROOT / "flatbench")
     with (source / "docs" / "start.md").open("a", encoding="utf-8") as file:
         file.write("\n\n" + "\n\n".join(BREAKS) + "\n")
     done = build(source, tmp_path, "-b", "dummy")
@@ -202,9 +205,9 @@ def test_a_broken_link_ends_the_build(tmp_path):
 # --- in a browser
 
 
-@pytest.mark.parametrize("width", [390, 1280])
-def test_no_page_is_wider_than_the_screen(width, site, pages, browser):  # noqa: F811
+def test_no_page_is_wider_than_a_telephone(site, pages, browser):  # noqa: F811
     """A wide table scrolls in itself."""
+    width = 390
     browser.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
         {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False},
