@@ -80,7 +80,7 @@ class HalfSteps(AroundBase):
 
     @property
     def passes(self) -> int:
-        """How many gradients the coming step takes, 1 or 2; a single one is at the weights as they are."""
+        """How many gradients the coming step takes, 1 (at the weights as they are) or 2."""
         return 2
 
     def _check_group(self, group: Group) -> None:
