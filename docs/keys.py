@@ -191,10 +191,12 @@ Names of rows, architectures, data sets and protocols hold lower-case letters, d
 A table `architectures.NAME` in a row changes the row on that architecture: any key of the row, and
 options one by one.
 
-    [optimizers.sgd]
-    optimizer = "sgd"
-    lr = 0.1
-    architectures.vgg16 = {{ lr = 0.03 }}
+```toml
+[optimizers.sgd]
+optimizer = "sgd"
+lr = 0.1
+architectures.vgg16 = {{ lr = 0.03 }}
+```
 
 `base` is an old spelling of `optimizer`.
 

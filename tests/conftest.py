@@ -21,7 +21,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 # Files of a minute or half of one, the longest first: two workers then end at about the same time.
 LONG = (
-    *("workflows", "try", "faults", "stopped"),
+    *("workflows", "try", "faults", "stopped", "site"),
     *("kernel_family", "kernel_family_gaps", "launch"),
     *("kernel_numbers", "kernel_writes", "kernel_changes", "gpu_command"),
 )

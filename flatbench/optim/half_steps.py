@@ -80,7 +80,7 @@ class HalfSteps(AroundBase):
 
     @property
     def passes(self) -> int:
-        """How many gradients the coming step takes: 1, the one at the weights as they are, or 2."""
+        """How many gradients the coming step takes, 1 (at the weights as they are) or 2."""
         return 2
 
     def _check_group(self, group: Group) -> None:
@@ -109,7 +109,7 @@ class HalfSteps(AroundBase):
 
     @property
     def implementation(self) -> str:
-        """The implementation in use: "eager" or "fused"."""
+        """The implementation in use, "eager" or "fused"."""
         return "eager" if self._fused_step() is None else "fused"
 
     def first_step(self, zero_grad: bool = False) -> None:

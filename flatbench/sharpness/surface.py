@@ -93,7 +93,7 @@ class LossSurface:
 
     @property
     def precision(self) -> float:
-        """The relative spacing of the coarsest parameter type: float32 gives 1.2e-7."""
+        """The relative spacing of the coarsest parameter type; float32 gives 1.2e-7."""
         return max(torch.finfo(p.dtype).eps for p in self.parameters.values())
 
     def fresh(self) -> LossSurface:
