@@ -6,16 +6,11 @@ the site as in a checkout, and the published reports are pages where they lie.
 
 from __future__ import annotations
 
-import tomllib
-from pathlib import Path
-
+from flatbench import __version__
 from flatbench.report.style import DARK, INK, LOOKS, PAPER
 
-ROOT = Path(__file__).parents[1]
-_PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-
-project = _PROJECT["name"]
-version = release = _PROJECT["version"]
+project = "flatbench"
+version = release = __version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "docs.markup"]
 
 root_doc = "docs/index"
