@@ -268,7 +268,7 @@ def test_baseline_packs_records_into_one_file(tmp_path, capsys):
         ({}, "--baseline must have one of the cells resnet18/sgd, resnet18/sgd+sam"),
         (
             {"training": {"epochs": 3, "batch_size": 8}},
-            "--baseline must be of protocol tiny with the",
+            "--baseline must be of protocol tiny with",
         ),
     ],
 )
