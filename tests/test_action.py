@@ -283,12 +283,11 @@ def test_it_fails_against_a_better_baseline_and_says_which_cell_and_why(seeds, r
     ("inputs", "says"),
     [
         ({"protocol": "my protocols/their.toml"}, "my protocols/their.toml: cannot be read"),
-        ({"baseline": "none.json.gz"}, "none.json.gz: no such file or folder"),
         ({"baseline": ""}, "--baseline must be given: no thresholds"),
-        ({"optimizers": "adam", "baseline": "one seed.json.gz"}, "--optimizers must be among sgd"),
+        ({"optimizers": "adam"}, "--optimizers must be among sgd"),
     ],
 )
-def test_what_cannot_be_used_is_one_line_and_no_verdict(inputs, says, cannot_tell, repository):
+def test_what_cannot_be_used_is_one_line_and_no_verdict(inputs, says, repository):
     done, outputs, summary = repository(**inputs)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
@@ -355,12 +354,12 @@ def github(tmp_path):
     (step,) = job["steps"]
     gh = tmp_path / "gh"
     gh.write_text(
-        '#!/bin/bash\nprintf "%s\\n" "$*" >> log\n'
+        '#!/bin/bash\nprintf "%s\\n" "$*" >> log\nlast="${@: -1}"\n'
         'case "$*" in\n'
         '  *"repos/mine/optimizer/pulls "*) printf "%s" "$NUMBER" ;;\n'
-        '  "run download"*) mkdir -p "${@: -1}"; cp comment "${@: -1}/gate-comment.md" ;;\n'
+        '  "run download"*) mkdir -p "$last"; cp comment "$last/gate-comment.md" ;;\n'
         '  *"--paginate"*) printf "%s" "$OLD" ;;\n'
-        '  *"-F body=@"*) cp "${@: -1}" sent 2> /dev/null || cp "${*##*body=@}" sent ;;\n'
+        '  *"-F body=@"*) cp "${last#body=@}" sent ;;\n'
         "esac\n"
     )
     gh.chmod(0o755)

@@ -247,6 +247,48 @@ def test_each_command_has_an_example_that_it_would_take(name, capsys):
     assert set(cli.EXAMPLES) == {command.prog.split()[-1] for command in parser.commands}
 
 
+def test_baseline_packs_records_into_one_file(tmp_path, capsys):
+    write(tmp_path / "records", grid(range(3)))
+    output = tmp_path / "mine.baseline.json.gz"
+    pack = ["baseline", *[str(tmp_path / "records")] * 2, "--output", str(output)]
+    assert cli.main(pack) == 0
+    found = reading.read(output)  # each case once, though it was given twice
+    assert sorted(r.id for r in found) == sorted(r.id for r in grid(range(3)))
+    assert cli.main(["compare", str(output), str(tmp_path / "records")]) == 0
+    before = output.read_bytes()
+    assert cli.main([*pack, "--grid-seeds", "3"]) == 2
+    said = "--grid-seeds must be left out where --output ends in .json.gz"
+    assert said in capsys.readouterr().err
+    assert output.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({}, "--baseline must have one of the cells resnet18/sgd, resnet18/sgd+sam"),
+        (
+            {"training": {"epochs": 3, "batch_size": 8}},
+            "--baseline must be of protocol tiny with",
+        ),
+    ],
+)
+def test_a_baseline_that_holds_nothing_is_refused_before_the_gate_trains(
+    tmp_path, monkeypatch, capsys, changes, says
+):
+    from flatbench import execution
+
+    monkeypatch.setattr(execution, "start", lambda *_: pytest.fail("it trains"))
+    content = tiny.protocol(tmp_path, tiny.table(**changes)).common_hash()
+    known = grid(range(3), protocol="tiny", provenance={"common_hash": content}, means={"adam": 70})
+    write(tmp_path / "records", known)
+    tiny.write(tmp_path)
+    command = ["gate", "--protocol", str(tmp_path / "tiny.toml"), "--results", str(tmp_path / "x")]
+    assert cli.main([*command, "--baseline", str(tmp_path / "records")]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+
+
 def test_baseline_writes_thresholds(tmp_path, capsys):
     from flatbench import gate
 
