@@ -41,6 +41,7 @@ html_theme = "furo"
 html_title = "flatbench"
 html_static_path = ["site/static"]
 html_css_files = ["flatbench.css"]
+html_js_files = ["sort.js"]
 html_extra_path = ["site/root"]  # the way from the top of the site to the first page
 html_copy_source = False
 html_show_sphinx = False

@@ -241,3 +241,36 @@ def test_a_figure_follows_the_scheme_that_the_reader_has_chosen(system, site, br
             assert found == scheme
     finally:
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+def test_the_leaderboard_sorts_by_any_column(site, browser):  # noqa: F811
+    browser.get((site / "docs" / "leaderboard.html").as_uri())
+
+    def first_table():
+        return browser.execute_script(
+            "return [...document.querySelector('section#leaderboard table').tBodies[0].rows]"
+            ".map(row => [...row.cells].map(cell => cell.textContent.trim()))"
+        )
+
+    def click(column):
+        browser.execute_script(
+            "document.querySelectorAll('section#leaderboard table')[0].tHead.rows[0]"
+            ".cells[arguments[0]].querySelector('button').click()",
+            column,
+        )
+
+    def numbers(column):
+        return [float(row[column].split(" ± ")[0].split("–")[0]) for row in first_table()]
+
+    whole = first_table()
+    assert len(whole) > 10
+    for column in (2, 1, 4):  # accuracy, place, the largest eigenvalue
+        click(column)
+        rising = numbers(column)
+        assert rising == sorted(rising)
+        click(column)
+        assert numbers(column) == sorted(rising, reverse=True)
+    click(0)
+    names = [row[0] for row in first_table()]
+    assert names[0] < names[-1]
+    assert sorted(first_table()) == sorted(whole)  # no row is lost
