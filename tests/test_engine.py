@@ -317,7 +317,8 @@ def test_a_record_is_written_as_soon_as_it_is_there(trouble):
 def test_leaving_the_block_ends_the_worker_at_once(trouble):
     assert trouble.unfinished
     assert trouble.stopped is not None
-    assert trouble.stopped.exitcode == signal.SIGTERM  # did not end by itself
+    # it did not end by itself: pebble 5.0 kills it, and later ones have it exit with that status
+    assert abs(trouble.stopped.exitcode) == signal.SIGTERM
     assert trouble.epochs_after_leaving <= 5  # what was under way and in the pipe
     assert multiprocessing.active_children() == []
     assert trouble.threads_left == 0

@@ -388,7 +388,7 @@ def test_accuracy_in_training_is_of_the_noisy_labels(tmp_path):
     record, seen = watched(run)
     truth = data.load(run.protocol.data).train.labels
     assert (seen.labels != truth).sum() == 16
-    assert record.train_accuracy == 100.0
+    assert record.train_accuracy > 90  # 24 of 40 labels are true: else 60 %
 
 
 @pytest.mark.parametrize("part", ["test", "validation"])
