@@ -192,6 +192,7 @@ def test_other_values_than_those_of_the_best_trial_are_refused(tmp_path, results
         submissions.check_tuning(other, results / "mine-tuning")
 
 
+@pytest.mark.checkout
 def test_every_published_protocol_stands_in_the_committed_page():
     page = (leaderboard.RESULTS.parent / "docs" / "leaderboard.md").read_text()
     names = {path.parent.name for path in leaderboard.RESULTS.glob("*/benchmark.json")}

@@ -15,6 +15,8 @@ import flatbench.sharpness
 from docs.markup import as_myst
 from tests.test_html import browser  # noqa: F401 - a fixture
 
+pytestmark = pytest.mark.checkout
+
 ROOT = Path(__file__).parents[1]
 REPORTS = sorted(path.parent.name for path in ROOT.glob("results/*/report.md"))
 # what a page fetches when it is opened: an element and the attribute that names it
