@@ -26,8 +26,8 @@ Made by `tox -e docs` from the committed records alone; not edited by hand. A cl
 head sorts by it.
 
 A **place** says what the seeds can tell. All pairs of rows of a table are compared by seed (paired
-t-test, Holm's adjustment for all pairs). A row that two rows are told to beat, and that is told to
-beat none of ten, has one of the places 3–10. In 95 of 100 such tables every row's true place is
+t-test, Holm's adjustment for all pairs). Of ten rows, one that is told worse than two others and
+better than none has one of the places 3–10. In 95 of 100 such tables every row's true place is
 among those that it is given. So rows with overlapping places are ties, whatever their means say.
 
 Accuracy is that on the test part, in percent: the mean ± the sample standard deviation over the
@@ -121,18 +121,20 @@ def table(section: Section, architecture: str) -> str:
         return -float("inf") if value is None else value
 
     usual = usual_count(cell.summary.n for cell in outcome.values())
-    digits = [outcome_places(numbers)]
-    for found in cells[1:]:
-        means = [found[architecture, row].summary.mean for row in rows]
-        digits.append(decimals([value for value in means if value is not None]))
+
+    def places_of(column: int, value: float | None) -> int:
+        """Return the decimals of a cell: a sharpness has three digits, whatever its size."""
+        if column == 0 or value is None:
+            return outcome_places(numbers)
+        return decimals([value])
+
     lines = []
     for row in sorted(rows, key=mean, reverse=section.outcome.better == "higher"):
         line = [markdown_text(row)]
-        for place, found, n in zip(placed, cells, digits, strict=True):
-            line += [
-                _place(place.get(row)),
-                value_cell(found[architecture, row], usual, n, strong=False).text,
-            ]
+        for column, (place, found) in enumerate(zip(placed, cells, strict=True)):
+            cell = found[architecture, row]
+            digits = places_of(column, cell.summary.mean)
+            line += [_place(place.get(row)), value_cell(cell, usual, digits, strong=False).text]
         counts = section.values(architecture, row, "gradient_evaluations").values()
         line.append(f"{max(counts):,}" if counts else MISSING)
         lines.append(line)
