@@ -212,3 +212,12 @@ def test_a_name_is_shown_and_not_read_as_mathematics(name, kind, tmp_path):
     texts = [text.get_text() for text in figure.findobj(Text)]
     assert [text for text in texts if figure_text(name) in text]
     assert not [text for text in texts if "\x1b" in text or "\n" in text]
+
+
+def test_a_surface_has_one_layout_in_every_format():
+    """Settings at the time of writing gave it another one after it had been drawn once."""
+    drawings = {"SGD": drawn(bowl()), "SAM": drawn(bowl())}
+    alone = style.rendered(plots.surface(drawings), "svg")
+    figure = plots.surface(drawings)
+    style.rendered(figure, "png")
+    assert style.rendered(figure, "svg") == alone

@@ -143,7 +143,8 @@ def rendered(figure: Figure, suffix: str) -> bytes:
     content = io.BytesIO()
     # The date and the library's version would differ from one writing to the next.
     metadata: dict[str, Any] = {"Date": None} if suffix == "svg" else {"Software": None}
-    with mpl.rc_context(RC):
+    # A figure that was made without the constrained layout would be given it as it is drawn.
+    with mpl.rc_context(RC | {"figure.constrained_layout.use": False}):
         figure.savefig(content, format=suffix, dpi=DPI, metadata=metadata)
     return content.getvalue().replace(b"</style>", _SCHEME + b"</style>", 1)
 
