@@ -146,7 +146,7 @@ def test_a_distributor_can_run_the_tests(unpacked):
     """All are found; of those that read a file outside of the package, the ones that can run do."""
     pytest_ = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     assert re.search(r"\d{4} tests collected", succeeds([*pytest_, "--collect-only"], unpacked))
-    files = ("imports", "pages", "project", "published", "readme", "workflows")
+    files = ("docs", "imports", "pages", "project", "published", "readme")
     said = succeeds([*pytest_, *(f"tests/test_{name}.py" for name in files)], unpacked)
     assert re.search(r"\d\d passed, \d\d skipped", said)
 

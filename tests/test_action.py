@@ -16,8 +16,6 @@ from flatbench.records.reading import collect
 from tests import tiny
 from tests.synthetic import record
 
-pytestmark = pytest.mark.checkout
-
 ROOT = Path(__file__).parents[1]
 PLACE = ROOT / ".github" / "actions" / "flatbench-gate"
 EXAMPLES = ROOT / "docs" / "project" / ".github" / "workflows"
