@@ -91,7 +91,14 @@ RUN_BY_OTHER_TESTS = "docs/optim.md"  # tests/test_amp.py and tests/ranks.py run
 def stand_ins():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
-    return {"model": model, "inputs": torch.randn(12, 6), "targets": torch.randint(3, (12,))}
+    inputs, targets = torch.randn(12, 6), torch.randint(3, (12,))
+    return {
+        "model": model,
+        "inputs": inputs,
+        "targets": targets,
+        "batches": [(inputs[:6], targets[:6]), (inputs[6:], targets[6:])],
+        "loss": nn.functional.cross_entropy,
+    }
 
 
 @pytest.fixture
