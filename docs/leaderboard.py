@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 from tabulate import tabulate
@@ -10,16 +11,17 @@ from docs.submissions import TRIALS, check, check_tuning, files_of
 from flatbench.protocols.protocol import Protocol
 from flatbench.protocols.reading import load
 from flatbench.records.quantities import quantity
-from flatbench.records.reading import collect
+from flatbench.records.reading import read
 from flatbench.records.sections import Section, sections
 from flatbench.report.flatness import headlines
 from flatbench.report.numbers import Numbers
 from flatbench.report.places import Place, places
 from flatbench.report.tables import MISSING, outcome_places, usual_count, value_cell
+from flatbench.study.trials import tuning_of
 from flatbench.text import decimals, markdown_text
 
 RESULTS = Path(__file__).parents[1] / "results"
-FIRST = ("torch-optim", "fashion-top", "family")  # then the others, by name
+FIRST = ("torch-optim", "family")  # then the others, by name
 INTRODUCTION = """# Leaderboard
 
 Made by `tox -e docs` from the committed records alone; not edited by hand. A click on a column's
@@ -81,7 +83,7 @@ def page() -> str:
 
 def chapter(protocol: Protocol, results: Path) -> str:
     """Return the tables of one protocol, one for each architecture."""
-    files = files_of(results / protocol.name)
+    files = {path: read(path) for path in files_of(results / protocol.name)}
     allowed = check(protocol, files)
     tuning = results / f"{protocol.name}-tuning"
     links = [
@@ -92,12 +94,12 @@ def chapter(protocol: Protocol, results: Path) -> str:
     ]
     text = f"{markdown_text(protocol.description)}. {', '.join(links)}."
     if any(tuning.glob(TRIALS)):
+        trainings = check_tuning(protocol, tuning)
         text += (
-            f" Every row's values are those of the best of {protocol.tuning.trials} trials"
-            if protocol.tuning is not None
-            else ""
-        ) + f" ({check_tuning(protocol, tuning)} trainings, checked)."
-    (section,) = sections(collect(files))
+            f" Every row's values are those of the best of {tuning_of(protocol).trials} trials"
+            f" ({trainings} trainings, checked)."
+        )
+    (section,) = sections(itertools.chain.from_iterable(files.values()))
     made = [f"## {protocol.name}\n", f"{text}\n"]
     for architecture in section.architectures:
         made += [
@@ -122,7 +124,7 @@ def table(section: Section, architecture: str) -> str:
 
     usual = usual_count(cell.summary.n for cell in outcome.values())
 
-    def places_of(column: int, value: float | None) -> int:
+    def digits_of(column: int, value: float | None) -> int:
         """Return the decimals of a cell: a sharpness has three digits, whatever its size."""
         if column == 0 or value is None:
             return outcome_places(numbers)
@@ -133,7 +135,7 @@ def table(section: Section, architecture: str) -> str:
         line = [markdown_text(row)]
         for column, (place, found) in enumerate(zip(placed, cells, strict=True)):
             cell = found[architecture, row]
-            digits = places_of(column, cell.summary.mean)
+            digits = digits_of(column, cell.summary.mean)
             line += [_place(place.get(row)), value_cell(cell, usual, digits, strong=False).text]
         counts = section.values(architecture, row, "gradient_evaluations").values()
         line.append(f"{max(counts):,}" if counts else MISSING)

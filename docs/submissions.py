@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flatbench.errors import UsageError
 from flatbench.protocols.cases import grid
 from flatbench.protocols.protocol import Protocol, Row
 from flatbench.protocols.tuning import with_values
-from flatbench.records.reading import collect, read
+from flatbench.records.reading import collect
 from flatbench.records.record import Record
 from flatbench.study.equal_terms import EQUAL
 from flatbench.study.trials import trial_name, trials_of, tuning_of
@@ -21,7 +21,7 @@ TRIALS = "trials*.json.gz"  # the records of a tuning, packed
 NOT_RANKED = ("baseline.json.gz",)  # other seeds, behind the thresholds
 
 
-def check(protocol: Protocol, files: Sequence[Path]) -> int:
+def check(protocol: Protocol, files: Mapping[Path, Sequence[Record]]) -> int:
     """Check the published records of a protocol; return how many gradients a row may take.
 
     Every cell has all seeds of the protocol, by its content as it is today and by committed code,
@@ -29,14 +29,13 @@ def check(protocol: Protocol, files: Sequence[Path]) -> int:
 
     Args:
         protocol: what was trained.
-        files: the protocol's own records, then those that were handed in.
+        files: the records of each file, the protocol's own first, then those that were handed in.
 
     Raises:
         UsageError: a record does not fit; one line names the file and the case.
     """
-    allowed = max(r.gradient_evaluations for r in read(files[0]))
-    for path in files:
-        records = read(path)
+    allowed = max(r.gradient_evaluations for r in next(iter(files.values())))
+    for path, records in files.items():
         found = {(r.architecture, r.optimizer, r.seed): r for r in records}
         rows = {r.optimizer for r in records}
         for row in rows - protocol.optimizers.keys():

@@ -11,6 +11,7 @@ import pytest
 from docs.pages import RECORDS
 from flatbench import report
 from flatbench.cli import main
+from flatbench.protocols.reading import load
 from flatbench.records import reading
 
 pytestmark = pytest.mark.checkout
@@ -169,6 +170,11 @@ def test_what_the_page_of_torch_optim_says_is_what_was_found():
     assert "by 3 of 8 methods" in text
     assert sum(row.startswith("adafactor+") for row in rows_of) == 8
     assert sum(row.startswith("sgd+") for row in rows_of) == 9
+    tuned_rows = load(name).optimizers
+    bases = tuned_rows["adafactor"].options["weight_decay"], tuned_rows["sgd"].weight_decay
+    assert "tuned, to {} and {}, and under SAM".format(*bases) in text
+    assert {r.options["weight_decay"] for n, r in tuned_rows.items() if "adafactor+" in n} == {0.01}
+    assert {r.weight_decay for n, r in tuned_rows.items() if "sgd+" in n} == {5e-4}
     worse = {mine for mine, _, verdict in told if verdict == "less accurate"}
     assert worse == {"sgd+late-sam", "adafactor+late-sam"}
     gain = statistics.mean(

@@ -12,6 +12,7 @@ from flatbench.errors import UsageError
 from flatbench.protocols.cases import grid
 from flatbench.protocols.tuning import Range
 from flatbench.records.published import pack
+from flatbench.records.reading import read
 from flatbench.study.space import points
 from flatbench.study.trials import trials_of
 from tests import synthetic, tiny
@@ -165,7 +166,7 @@ def test_records_that_do_not_fit_are_refused(mine, results, fields, said):
     write(own, [r for r in published(mine) if r.optimizer != "bad"])
     write(other, changed([r for r in published(mine) if r.optimizer == "bad"], **fields))
     with pytest.raises(UsageError, match=rf"more\.json: .*{said}"):
-        submissions.check(mine, [own, other])
+        submissions.check(mine, {path: read(path) for path in (own, other)})
 
 
 def test_records_of_code_that_nobody_committed_are_refused(mine, results):
@@ -174,7 +175,7 @@ def test_records_of_code_that_nobody_committed_are_refused(mine, results):
     provenance = next(r for r in records if r.optimizer == "bad").provenance
     write(own, changed(records, provenance=dict(provenance) | {"dirty": True}))
     with pytest.raises(UsageError, match="seed3: dirty must be false"):
-        submissions.check(mine, [own])
+        submissions.check(mine, {own: read(own)})
 
 
 def test_a_missing_trial_is_refused(mine, results):
@@ -200,3 +201,9 @@ def test_every_published_protocol_stands_in_the_committed_page():
         *names,
         "Hand in a row",
     }
+
+
+@pytest.mark.checkout
+def test_the_committed_page_is_the_one_that_records_protocols_and_trials_make():
+    page = leaderboard.RESULTS.parent / "docs" / "leaderboard.md"
+    assert page.read_text() == leaderboard.page(), "tox -e docs"
