@@ -142,7 +142,7 @@ def _thresholds(config: pytest.Config, settings: Protocol) -> Thresholds | None:
     given = _option(config, "thresholds")
     usual = (
         config.rootpath / "benchmarks" / "thresholds" / f"{settings.name}.toml",
-        settings.folder / f"{settings.name}.thresholds.toml",
+        gate.beside(settings),
     )
     path = given or next((path for path in usual if path.exists()), None)
     if path is not None:

@@ -109,6 +109,11 @@ class Thresholds:
         return f"flatbench baseline --reference {protocol} --output {output}"
 
 
+def beside(protocol: Protocol) -> Path:
+    """Return where the thresholds stand of a protocol in a file of its own."""
+    return protocol.folder / f"{protocol.name}.thresholds.toml"
+
+
 def _files(protocol: str) -> tuple[str, str]:
     """Return what a command calls a protocol, and where its thresholds go."""
     if protocol in available():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +15,7 @@ from flatbench import report
 from flatbench.errors import UsageError
 from flatbench.execution import Machine
 from flatbench.files import check_writable, write_atomically, write_json
-from flatbench.gate import Thresholds, compare, verdict, without_thresholds
+from flatbench.gate import Thresholds, beside, compare, verdict, without_thresholds
 from flatbench.protocols.cases import Case
 from flatbench.protocols.protocol import Protocol
 from flatbench.records.store import Store
@@ -48,14 +49,14 @@ def gate(
         UsageError: no baseline, or one that does not fit; or as `flatbench.study.runs.train`.
     """
     protocol = cases[0].protocol
-    path = beside(protocol) if baseline is None else baseline
+    path = _usual(protocol) if baseline is None else baseline
     known = compare.read_baseline(path)
     _check(known, cases, path)
     folder = store.results / protocol.name
     for name in WRITTEN:
         check_writable(folder / name)
         (folder / name).unlink(missing_ok=True)  # an earlier gate's would be taken for this one's
-    records = train(cases, machine, store, _print)
+    records = train(cases, machine, store, partial(print, flush=True))
     found = verdict.demand(compare.against(known, records), power)
     found = dataclasses.replace(found, title=f"{protocol.name}, held to {path.name}")
     tables = report.render(records, protocols=[protocol])
@@ -67,13 +68,13 @@ def gate(
     return found
 
 
-def beside(protocol: Protocol) -> Path:
+def _usual(protocol: Protocol) -> Path:
     """Return the thresholds that stand beside a protocol's file.
 
     Raises:
         UsageError: there are none.
     """
-    path = protocol.folder / f"{protocol.name}.thresholds.toml"
+    path = beside(protocol)
     if not path.exists():
         raise UsageError(f"--baseline must be given: {without_thresholds(protocol, [path])}")
     return path
@@ -111,7 +112,3 @@ def _cells(known: compare.Baseline, protocol: Protocol) -> dict[tuple[str, str],
         if record.protocol == protocol.name
         and (content := record.provenance.get("cell_hash")) is not None
     }
-
-
-def _print(line: str) -> None:
-    print(line, flush=True)
